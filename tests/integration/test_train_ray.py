@@ -128,27 +128,21 @@ def test_more_workers_than_the_cluster_holds_are_refused(fields, ray_config, tmp
 
 
 @pytest.mark.timeout(300)
-def test_two_workers_without_features_encode_their_own_images_and_end_as_with_the_cache(fields, ray_config, tmp_path):
+def test_two_workers_without_features_encode_their_own_images_from_relative_paths_and_end_as_with_the_cache(
+    fields, ray_config, monkeypatch
+):
+    """Relative paths mean the driver's folder to workers, too."""
+    root = Path(fields["towers"]).parent
+    monkeypatch.chdir(root)
     training = {**TRAINING, "steps": 20, "log_every": 5, "checkpoint_every": None}
-    cached = {**fields, "training": training, "out": str(tmp_path / "cached")}
-    run_train(validate(TrainRun, cached))
-    live = {**cached, "features": [], "out": str(tmp_path / "live"), "ray": {"num_workers": 2}}
-    run_train(validate(TrainRun, live))
+    run_train(validate(TrainRun, {**fields, "training": training, "out": str(root / "cached")}))
+    near = {"data": {"folder": {"root": "world"}}, "features": [], "towers": "towers", "out": "live"}
+    run_train(validate(TrainRun, {**fields, **near, "training": training, "ray": {"num_workers": 2}}))
     rows = [
-        [json.loads(line)["loss"] for line in (tmp_path / name / "history.jsonl").read_text().splitlines()]
+        [json.loads(line)["loss"] for line in (root / name / "history.jsonl").read_text().splitlines()]
         for name in ("cached", "live")
     ]
     assert len(rows[0]) == 4 and rows[1] == pytest.approx(rows[0], rel=1e-3)
-
-
-def test_relative_paths_mean_the_drivers_folder_to_workers_too(fields, ray_config, monkeypatch):
-    root = Path(fields["towers"]).parent
-    monkeypatch.chdir(root)
-    near = {"data": {"folder": {"root": "world"}}, "features": ["features"], "towers": "towers", "out": "near"}
-    training = {**TRAINING, "steps": 2, "log_every": 1, "checkpoint_every": None}
-    run = validate(TrainRun, {**fields, **near, "training": training, "ray": {"num_workers": 1}})
-    assert run_train(run).counts["steps"] == 2
-    assert (root / "near" / "manifest.json").is_file()
 
 
 @pytest.mark.usefixtures("ray_config")

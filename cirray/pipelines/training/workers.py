@@ -210,7 +210,7 @@ def _fit(fit: Fit, reports: Sequence[Any]) -> ray.train.Result:
     uris = {"status_file": fit.status_file, "start": fit.start}
     # bound, not `train_loop_config`: Ray Train's controller would read that one, and load torch and models for it
     work = partial(fit.work, {**fit.settings, **uris, "folder": working_folder()})
-    trainer = TorchTrainer(work, torch_config=backend, scaling_config=scaling, run_config=settings)
+    trainer = _Trainer(work, torch_config=backend, scaling_config=scaling, run_config=settings)
     with followed(fit.status_file, fit.title, fit.loop.steps, fit.writers), own_handlers() as asked:
         try:
             return trainer.fit()
@@ -219,6 +219,14 @@ def _fit(fit: Fit, reports: Sequence[Any]) -> ray.train.Result:
             raise
         except ray.train.TrainingFailedError as error:
             raise _reason(error) from error
+
+
+class _Trainer(TorchTrainer):
+    """Without the process that would hand out Ray Data's sets to every group of workers: a run here has none."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        made = super()._create_default_callbacks()  # type: ignore[misc]
+        return [item for item in made if type(item).__name__ != "DatasetsCallback"]
 
 
 def _abort(asked: dict[int, Any]) -> None:

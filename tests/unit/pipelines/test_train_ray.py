@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import ray.train
 from made_artifacts import stage_of
+from ray.train.torch import TorchConfig, TorchTrainer
 
 from cirray.core.errors import ConfigError
 from cirray.pipelines.cluster.config import RayTrainConfig
@@ -76,3 +77,15 @@ def test_ray_s_own_way_to_stop_workers_is_used_and_does_not_hide_the_interruptio
     workers._abort({workers.signal.SIGINT: handler})
     workers._abort({})
     assert called == [workers.signal.SIGINT]
+
+
+def test_a_training_starts_no_process_for_data_sets_that_it_has_not(tmp_path):
+    trainer = workers._Trainer(
+        lambda: None, torch_config=TorchConfig(), scaling_config=ray.train.ScalingConfig(num_workers=1),
+        run_config=ray.train.RunConfig(storage_path=str(tmp_path)),
+    )  # fmt: skip
+    own, every = (
+        [type(item).__name__ for item in made]
+        for made in (trainer._create_default_callbacks(), TorchTrainer._create_default_callbacks(trainer))
+    )
+    assert own == [name for name in every if name != "DatasetsCallback"] and len(own) == len(every) - 1
