@@ -130,7 +130,10 @@ def _column(texts: Iterable[str] | pa.Array | pa.ChunkedArray) -> pa.Array:
     if isinstance(texts, Ids):
         return texts.column
     if not isinstance(texts, pa.Array | pa.ChunkedArray):
-        return pa.array(texts if isinstance(texts, list | tuple) else [*texts], pa.large_string())
+        rest, chunks = iter(texts), [pa.array([], pa.large_string())]
+        while some := list(islice(rest, _TOGETHER)):
+            chunks.append(pa.array(some, pa.large_string()))
+        return pa.chunked_array(chunks).combine_chunks()
     column = texts.cast(pa.large_string())
     return column.combine_chunks() if isinstance(column, pa.ChunkedArray) else column
 
