@@ -1,6 +1,7 @@
 """Where a process's time goes, by whose code it is in: a profile by py-spy, read by groups.
 
-py-spy needs the right to look into the process (root, or its own child). Its samples are of threads that run Python.
+py-spy needs the right to look into the process (root, or its own child). Its samples are of threads that run Python, or
+wait for a core: on a busy machine the event loop's share also has what it waits for one after it woke.
 """
 
 import re
