@@ -6,11 +6,11 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from living_gallery import World, vectors
-from object_store import bucket, stub
+from living_gallery import SHAPE, World, vectors
+from object_store import Moody, bucket, stub
 from small_disk import small_disk
 
-from cirray.catalogue.table import Change
+from cirray.catalogue.table import Catalogue, Change
 from cirray.core.errors import RemadeError, StoreError
 
 
@@ -121,3 +121,17 @@ def test_an_object_store_holds_a_gallery_and_one_that_is_away_for_a_while_costs_
     world.put("d")
     world.check(follower.poll())
     again.stop()
+
+
+def test_a_stage_waits_for_a_store_where_a_service_would_refuse(monkeypatch):
+    server, address = stub(monkeypatch)
+    bucket(address, "waited")
+    uri, moody = f"s3://waited/gallery?endpoint_override={address}&scheme=http&region=us-east-1", Moody(server)
+    table = Catalogue.create(uri, SHAPE, patient=True)
+    moody.away = 6
+    table.write([Change("a", vectors(1))])
+    assert moody.away <= 0
+    moody.away = 1_000_000
+    with pytest.raises(StoreError, match="cannot be read now"):
+        Catalogue.open(uri)
+    server.stop()
