@@ -2,5 +2,5 @@
 
 import gc
 
-# a process that loads torch and transformers spent a quarter of that time looking for garbage
+# a process that loads torch and transformers spent a seventh of that time (more on a busy machine) looking for garbage
 gc.set_threshold(max(20_000, gc.get_threshold()[0]))
