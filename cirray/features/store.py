@@ -15,6 +15,7 @@ from typing import Protocol
 import numpy as np
 import pyarrow as pa
 
+from cirray.core.arrays import read_array
 from cirray.core.artifacts import Manifest, localize, read_manifest
 from cirray.core.errors import ArtifactError, DataError, IndexMismatchError, reason_of
 from cirray.core.ids import ABSENT, Ids
@@ -264,7 +265,7 @@ def _check_content(folder: Path, name: str, digest: str) -> None:
 
 def _map_shard(path: Path, rows: int, shape: tuple[int, int]) -> np.ndarray:
     try:
-        shard = np.load(path, mmap_mode="r" if rows else None, allow_pickle=False)
+        shard = read_array(path, mapped=rows > 0)
     except (OSError, ValueError, EOFError) as error:
         reason = reason_of(error)
         raise ArtifactError(f"Feature shard {str(path)!r} is damaged ({reason}). Embed the images again.") from None

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from cirray.core.arrays import read_array
 from cirray.core.errors import DataError
 from cirray.core.texts import is_whole, parse_json
 
@@ -76,7 +77,7 @@ def open_array(path: str | Path) -> np.ndarray:
 
 
 def _npy(path: Path) -> np.ndarray:
-    return np.load(path, mmap_mode="r", allow_pickle=False)
+    return read_array(path)
 
 
 def _npz(path: Path) -> np.ndarray:

@@ -12,6 +12,8 @@ from typing import Protocol
 import numpy as np
 from PIL import Image
 
+from cirray.core.arrays import read_array
+
 PACK, OFFSETS, SIZES = "pictures.bin", "pictures.npy", "sizes.npy"
 _SIGNATURES = ((b"\x89PNG", "image/png"), (b"\xff\xd8\xff", "image/jpeg"))
 
@@ -77,6 +79,6 @@ def open_pictures(folder: Path, names: Sequence[str]) -> PictureStore | None:
     """The pictures of an index, or None when it was built without."""
     if PACK not in names:
         return None
-    offsets, sizes_N2 = (np.load(folder / name, allow_pickle=False) for name in (OFFSETS, SIZES))
+    offsets, sizes_N2 = (read_array(folder / name, mapped=False) for name in (OFFSETS, SIZES))
     pack = np.memmap(folder / PACK, np.uint8, "r") if offsets[-1] else np.empty(0, np.uint8)
     return PictureStore(pack, offsets, sizes_N2)

@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from cirray.core import storage
+from cirray.core.arrays import read_array
 from cirray.core.artifacts import Manifest, localize, read_manifest
 from cirray.core.errors import ArtifactError, ConfigError, DataError, IndexMismatchError, damage_told
 from cirray.core.log import get_logger
@@ -233,7 +234,7 @@ def write_index(
     Raises DataError for ids that are not ascending and unique, an empty gallery, or vectors that do not fit them, and
     ConfigError for settings that the backend refuses.
     """
-    tokens_NQD = np.load(folder / TOKENS, mmap_mode="r", allow_pickle=False)
+    tokens_NQD = read_array(folder / TOKENS)
     _check_rows(ids, tokens_NQD)
     names = [TOKENS, IDS, META] + ([PATCHES] if (folder / PATCHES).exists() else [])
     (folder / IDS).write_text(json.dumps(list(ids)), encoding="utf-8")
@@ -281,8 +282,8 @@ def _opened(
     if encoder_digest is not None:
         check_encoder(meta.encoder_digest, encoder_digest, uri, (meta.vision_digest, vision_digest))
     ids = tuple(json.loads((folder / IDS).read_text(encoding="utf-8")))
-    tokens_NQD = np.load(folder / TOKENS, mmap_mode="r", allow_pickle=False)
-    patches = np.load(folder / PATCHES, mmap_mode="r", allow_pickle=False) if PATCHES in names else None
+    tokens_NQD = read_array(folder / TOKENS)
+    patches = read_array(folder / PATCHES) if PATCHES in names else None
     if len(tokens_NQD) != len(ids) or list(tokens_NQD.shape) != description["shape"]:
         raise ValueError(f"{TOKENS} holds {tokens_NQD.shape}, {IDS} {len(ids)} ids, {META} {description['shape']}")
     examples = tuple((str(name), str(text)) for name, text in manifest.extra.get("examples", ()))

@@ -9,6 +9,7 @@ themselves; a run is hit up to `at_once` times until it has ended.
 """
 
 import json
+import logging
 import os
 import random
 import signal
@@ -211,6 +212,7 @@ def place(store: str, folder: Path) -> Iterator[str]:
         return
     from moto.server import ThreadedMotoServer
 
+    logging.getLogger("werkzeug").setLevel(logging.ERROR)
     os.environ.update(AWS_ACCESS_KEY_ID="test", AWS_SECRET_ACCESS_KEY="test")
     server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
     server.start()

@@ -73,7 +73,8 @@ class Sampler:
         found: Counter[str] = Counter()
         for line in self._file.read_text().splitlines():
             stack, _, count = line.rpartition(" ")
-            found[owner(stack)] += int(count)
+            if count.isdigit():  # a name of a frame may hold a line break
+                found[owner(stack)] += int(count)
         self._folder.cleanup()
         whole = max(1, found.total())
         return {name: count / whole for name, count in found.most_common()}

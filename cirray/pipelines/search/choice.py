@@ -2,8 +2,7 @@
 
 from typing import Any
 
-import numpy as np
-
+from cirray.core.arrays import read_array
 from cirray.core.artifacts import Stage
 from cirray.core.log import get_logger
 from cirray.evaluation.plots import frontier_plot, save_figure
@@ -24,7 +23,7 @@ def choose_index(stage: Stage, target: float) -> tuple[IndexBackend, list[dict[s
     Tells a table and writes a figure of it.
     """
     limit_faiss_threads(1)  # as a replica of the service has
-    found = measured(np.load(stage.local / TOKENS, mmap_mode="r", allow_pickle=False), target)
+    found = measured(read_array(stage.local / TOKENS), target)
     best = chosen(found, target)
     _LOGGER.info("kinds of index, one thread, batches of 32, recall of the best 10:\n%s", table(found, best))
     points = {one.name: (one.recall, one.per_second) for one in found}

@@ -11,6 +11,7 @@ from cirray.catalogue.encoding import Decoded, PictureEncoder
 from cirray.catalogue.opening import Description
 from cirray.catalogue.table import TABLE, Catalogue, Change
 from cirray.core import storage
+from cirray.core.arrays import read_array
 from cirray.core.artifacts import Manifest, Stage, check_place, is_complete, open_stage, read_manifest
 from cirray.core.config import given
 from cirray.core.log import get_logger
@@ -78,7 +79,7 @@ def write_gallery(
         metadata: any columns in row order; None: there are none.
     """
     storage.remove(storage.join(stage.work_uri, TABLE))  # of a killed run
-    tokens_NQD = np.load(stage.local / TOKENS, mmap_mode="r", allow_pickle=False)
+    tokens_NQD = read_array(stage.local / TOKENS)
     described = Description(meta, (tokens_NQD.shape[1], tokens_NQD.shape[2]), backend, thumbnail_size)
     columns = {} if metadata is None else {item.name: item.type for item in metadata.schema}
     shown, named = iter(pictures or ()), files or [("", "")] * len(ids)
@@ -131,7 +132,7 @@ def _begin(run: GalleryRun) -> tuple[Description, Columns, Iterator[list[Change]
     config = read_manifest(run.index, "index").config
     gallery = open_index(run.index, encoder.index_digests, vision_digest=vision.digest)
     path, _ = open_vectors(run.index, encoder.index_digests, vision.digest)
-    tokens_NQD = np.load(path, mmap_mode="r", allow_pickle=False)
+    tokens_NQD = read_array(path)
     _, tokens, width = tokens_NQD.shape
     size = int(config["thumbnail_size"]) if run.thumbnail_size is None else run.thumbnail_size
     backend = run.backend or IndexBackend.model_validate(config["index"])

@@ -4,8 +4,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-
+from cirray.core.arrays import read_array
 from cirray.core.errors import DataError
 from cirray.data.benchmark import CirDataset
 from cirray.image_text import clean_text, said
@@ -47,8 +46,8 @@ def examples(
     read: Callable[[int], bytes] | None,
 ) -> list[Example]:  # fmt: skip
     """The clearest queries of an index that is not published yet; `read`: its pictures by row, where it has some."""
-    vectors = np.load(folder / TOKENS, mmap_mode="r", allow_pickle=False)
-    patches = np.load(folder / PATCHES, mmap_mode="r", allow_pickle=False) if (folder / PATCHES).exists() else None
+    vectors = read_array(folder / TOKENS)
+    patches = read_array(folder / PATCHES) if (folder / PATCHES).exists() else None
     meta, search = IndexMeta(encoder.encoder.target_digest), ExactIndex(ids, vectors)
     gallery = GalleryIndex(search, meta, "", None if read is None else _ReadPictures(read), patches)
     parts = (encoder.encoder, encoder.vision, encoder.transform, gallery, run.device, run.limits)

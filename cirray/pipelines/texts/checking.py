@@ -8,6 +8,7 @@ import pyarrow as pa
 import torch
 
 from cirray.core import storage
+from cirray.core.arrays import read_array
 from cirray.core.contents import MARKER, file_digest
 from cirray.core.environ import cache_folder
 from cirray.evaluation.chunked import Shard
@@ -96,6 +97,6 @@ def _open_gallery(work_uri: str) -> tuple[Shard, ...]:
             storage.download_folder(folder, target)
         folder = str(target)
     files = sorted(storage.local_path(folder).glob("*.npy"))
-    vectors = [np.load(path, mmap_mode="r", allow_pickle=False) for path in files]
+    vectors = [read_array(path) for path in files]
     firsts = np.cumsum([0, *map(len, vectors)]).tolist()
     return tuple(Shard(vector, first) for vector, first in zip(vectors, firsts, strict=False))

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from cirray.core.arrays import read_array
 from cirray.core.artifacts import Manifest, Stage, check_place, is_complete, open_stage
 from cirray.core.errors import DataError
 from cirray.core.progress import progress
@@ -111,7 +112,7 @@ def _searched(setup: MapSetup, folder: Path) -> np.ndarray:
                 scratch = path.with_suffix(".tmp.npy")
                 np.save(scratch, search_tokens(setup, rows).numpy())
                 scratch.replace(path)
-            blocks.append(np.load(path))
+            blocks.append(read_array(path, mapped=False))
             advance(len(rows), earlier=earlier)
     return np.concatenate(blocks)
 

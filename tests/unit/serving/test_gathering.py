@@ -323,8 +323,8 @@ def test_a_write_is_shown_by_the_one_searcher_of_its_id_and_each_reads_only_its_
     table.write([Change("two"), Change(parts[0].ids[0])])
     table.compact(keep_s=0)
     ids = sorted({*(name for part in parts for name in part.ids[part is parts[0] :]), "one", "three", "four"})
-    deadline = time.monotonic() + 10
-    while tuple(ids) != engine.gallery.ids and time.monotonic() < deadline:
+    deadline, newest = time.monotonic() + 10, {table.refresh()}
+    while {state.version for state in engine.gallery.states} != newest and time.monotonic() < deadline:
         engine.follower.poll()
     assert engine.gallery.ids == tuple(ids)
     assert engine.search("blue", k=99).ids == SearchEngine.open(made.checkpoint, place).search("blue", k=99).ids
