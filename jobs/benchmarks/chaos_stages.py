@@ -201,7 +201,7 @@ def figures(kind: Kind, uri: str) -> list[float]:
         lines = storage.read_bytes(storage.join(uri, "history.jsonl")).decode().splitlines()
         return [json.loads(line)["loss"] for line in lines]
     rows = json.loads(storage.read_bytes(storage.join(uri, "results.json")))["trials"]
-    return [row["metric"] for row in sorted(rows, key=lambda row: str(row["values"]))]
+    return [row["metric"] for row in sorted(rows, key=lambda row: str(row["name"]))]
 
 
 @contextmanager

@@ -28,6 +28,7 @@ from cirray.core.artifacts import Stage
 from cirray.core.environ import train_settings, worker_environment, working_folder
 from cirray.core.errors import ConfigError, own_error
 from cirray.core.interrupts import own_handlers
+from cirray.core.log import get_logger
 from cirray.pipelines.cluster.config import RayTrainConfig
 from cirray.pipelines.cluster.resources import ClusterInfo, cluster
 from cirray.pipelines.training.failures import NoSecondTry
@@ -42,6 +43,8 @@ from cirray.training.loop import Callback, train
 from cirray.training.state import LoopState, Row
 from cirray.training.task import Task
 from cirray.types import stable_id
+
+_LOGGER = get_logger(__name__)
 
 STORAGE, RATE = "ray", "samples_per_second"
 
@@ -210,15 +213,24 @@ def _fit(fit: Fit, reports: Sequence[Any]) -> ray.train.Result:
     uris = {"status_file": fit.status_file, "start": fit.start}
     # bound, not `train_loop_config`: Ray Train's controller would read that one, and load torch and models for it
     work = partial(fit.work, {**fit.settings, **uris, "folder": working_folder()})
-    trainer = _Trainer(work, torch_config=backend, scaling_config=scaling, run_config=settings)
     with followed(fit.status_file, fit.title, fit.loop.steps, fit.writers), own_handlers() as asked:
-        try:
-            return trainer.fit()
-        except KeyboardInterrupt:
-            _abort(asked)
-            raise
-        except ray.train.TrainingFailedError as error:
-            raise _reason(error) from error
+        for left in reversed(range(fit.ray.max_failures + 1)):
+            trainer = _Trainer(work, torch_config=backend, scaling_config=scaling, run_config=settings)
+            try:
+                return trainer.fit()
+            except KeyboardInterrupt:
+                _abort(asked)
+                raise
+            except ray.train.TrainingFailedError as error:
+                if not left or not _died_at_start(error):
+                    raise _reason(error) from error
+                _LOGGER.warning("A worker died while the workers were starting; they are started again.")
+    raise AssertionError("the last try returns or raises")
+
+
+def _died_at_start(error: Exception) -> bool:
+    """Whether a worker died before the loop ran: Ray Train gives up then, whatever its failures are allowed to be."""
+    return isinstance(getattr(error, "controller_failure", None), ray.exceptions.RayActorError)
 
 
 class _Trainer(TorchTrainer):

@@ -15,6 +15,7 @@ from cirray.pipelines.training import retriever_ray, workers
 from cirray.pipelines.training.failures import NoSecondTry
 from cirray.pipelines.training.inputs import TrainInputs
 from cirray.pipelines.training.status import _Follower
+from cirray.training.config import LoopConfig
 from cirray.triplets.rows import TripletRows
 from cirray.types import stable_id
 
@@ -89,3 +90,27 @@ def test_a_training_starts_no_process_for_data_sets_that_it_has_not(tmp_path):
         for made in (trainer._create_default_callbacks(), TorchTrainer._create_default_callbacks(trainer))
     )
     assert own == [name for name in every if name != "DatasetsCallback"] and len(own) == len(every) - 1
+
+
+def test_a_worker_that_dies_while_the_workers_start_is_restarted_as_after_any_failure(tmp_path, monkeypatch):
+    begun = []
+
+    class Dying:
+        def __init__(self, *args, **named):
+            begun.append(named["run_config"].name)
+
+        def fit(self):
+            if len(begun) < 3:
+                raise ray.train.ControllerError(ray.exceptions.ActorDiedError())
+            return "trained"
+
+    monkeypatch.setattr(workers, "_Trainer", Dying)
+    fits = [
+        workers.Fit(print, {}, RayTrainConfig(max_failures=count), LoopConfig(steps=1), "run", str(tmp_path), "train")
+        for count in (2, 1)
+    ]
+    assert workers._fit(fits[0], ()) == "trained" and begun == ["run"] * 3
+    begun.clear()
+    with pytest.raises(ConfigError, match="max_failures"):
+        workers._fit(fits[1], ())
+    assert len(begun) == 2
