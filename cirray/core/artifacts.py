@@ -132,6 +132,7 @@ class Stage:
     def deliver(self, manifest: Manifest) -> Manifest:
         """Make a finished stage visible under its name: by a rename, or an upload with the manifest last."""
         local = storage.is_local(self.uri)
+        storage.sweep(self._folder)
         digests = digests_below(self.work_uri, {} if local else digests_below(str(self.local)))
         manifest = replace(manifest, digest=joint_digest(digests))
         storage.write_bytes(self.local / MANIFEST, manifest.to_json().encode())

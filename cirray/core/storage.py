@@ -205,6 +205,12 @@ def remove(uri: str | Path) -> None:
             filesystem.delete_file(path)
 
 
+def sweep(folder: Path) -> None:
+    """Delete what writers that were killed left half-written below a local folder."""
+    for scratch in list(folder.rglob(".*.tmp")):
+        remove(scratch)
+
+
 def _info(uri: str | Path) -> "pafs.FileInfo":
     filesystem, path = resolve(uri)
     with told(uri, "read"):

@@ -48,6 +48,21 @@ def test_a_killed_stage_resumes_with_its_shards_and_refuses_another_config(tmp_p
     assert "shard-0" in storage.list_files(resumed.work_uri)
 
 
+def test_what_a_writer_that_was_killed_left_half_written_is_not_published(tmp_path, monkeypatch):
+    whole = stage_of(str(tmp_path / "whole"), "thing", {"x": 1})
+    resumed = stage_of(str(tmp_path / "a"), "thing", {"x": 1}, kept=["data/*"])
+    for stage in (whole, resumed):
+        storage.write_bytes(storage.join(stage.work_uri, "data", "part-1.parquet"), b"rows")
+    monkeypatch.setattr(storage.os, "replace", lambda *names: (_ for _ in ()).throw(SystemExit))
+    monkeypatch.setattr(storage.Path, "unlink", lambda *names, **named: None)  # killed: nothing is cleaned up
+    with pytest.raises(SystemExit):
+        storage.write_bytes(storage.join(resumed.work_uri, "data", "part-2.parquet"), b"half")
+    monkeypatch.undo()
+    assert len(storage.list_files(resumed.work_uri)) == len(storage.list_files(whole.work_uri)) + 1
+    assert resumed.publish({}).digest == whole.publish({}).digest
+    assert sorted(storage.list_files(str(tmp_path / "a"))) == sorted(storage.list_files(str(tmp_path / "whole")))
+
+
 def test_half_written_work_that_nobody_would_go_on_from_stands_in_no_one_s_way(tmp_path):
     out = str(tmp_path / "a")
     write(stage_of(out, "thing", {"x": 1}, kept=["shard-*"]), "copied-input")
