@@ -4,7 +4,9 @@ import gc
 
 import pytest
 
-gc.set_threshold(20_000)  # before the test modules load torch and transformers: a seventh of that time
+from cirray.core.environ import collect_seldom
+
+collect_seldom()
 FIRST = ("integration", "parity", "browser")
 """Those that start clusters, ranks and browsers wait for most of their time: the others fill the cores meanwhile."""
 ONE_CLUSTER = ("test_generator_ray", "test_ray_data", "test_story", "test_train_ray", "test_tune_ray")

@@ -1,6 +1,5 @@
 """Floor 6: the Ray Serve application, its web page and client."""
 
-import gc
+from cirray.core.environ import collect_seldom
 
-# as in `cirray.pipelines`
-gc.set_threshold(max(20_000, gc.get_threshold()[0]))
+collect_seldom()

@@ -143,11 +143,13 @@ class GalleryWriter:
         """Merge small files; once much was changed, drop what was replaced."""
         try:
             table, now = Catalogue.open(self._uri), time.monotonic()
+            due = now - self._cleaned_at >= _CLEAN_S
             if self._changes >= max(_LEAST, len(self._retriever.gallery) // _SHARE):
                 self._changes = 0
                 table.compact()
             else:
-                table.merge(clean=now - self._cleaned_at >= _CLEAN_S)
-            self._cleaned_at = now if now - self._cleaned_at >= _CLEAN_S else self._cleaned_at
+                table.merge(clean=due)
+            if due:
+                self._cleaned_at = now
         except (StoreError, DataError) as error:  # another replica's was first, or the store is away
             _LOG.info("files are merged the next time: %s", error)

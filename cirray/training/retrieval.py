@@ -188,9 +188,10 @@ class RetrievalTask(TrainingRows):
         if not self.positives:
             return None
         keys_BK = torch.full((len(rows), self.positives), -1)
-        for place, row in enumerate(rows):
-            more = [image for image in row.positive_ids if image != row.target_id]
-            keys_BK[place, : len(more)] = self._keys(more)
+        more = [[image for image in row.positive_ids if image != row.target_id] for row in rows]
+        key_M = self._keys([image for images in more for image in images])
+        for place, keys in enumerate(key_M.split([len(images) for images in more])):
+            keys_BK[place, : len(keys)] = keys
         return keys_BK
 
     def _weighted(self, batch: RetrievalBatch, step: int) -> RetrievalBatch:

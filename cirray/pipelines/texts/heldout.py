@@ -22,6 +22,7 @@ from cirray.generators.trainable import TrainableGenerator
 from cirray.pipelines.cluster.config import PoolConfig
 from cirray.pipelines.cluster.parts import Cut, Parts, run_parts
 from cirray.pipelines.cluster.streaming import Columns, Step
+from cirray.pipelines.texts.actors import as_generation
 from cirray.pipelines.texts.config import GeneratorRun
 from cirray.pipelines.texts.generator_inputs import build_generator, features_of
 from cirray.triplets.pairs import pair_table, to_pairs
@@ -97,4 +98,4 @@ def _found(folder: str) -> Iterator[tuple[str, pa.Array]]:
 
 def _read(folder: str, name: str) -> list[Generation]:
     rows = json.loads(storage.read_bytes(storage.join(folder, f"{name}.json")))
-    return [Generation(**{**row, "tokens": tuple(row["tokens"])}) for row in rows]
+    return [as_generation(row) for row in rows]

@@ -5,6 +5,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from interrupted import interrupted
 from made_artifacts import stage_of
 from PIL import Image
 
@@ -80,19 +81,10 @@ def test_every_image_is_captioned_or_rejected_with_a_reason(world, tmp_path):
     assert len({row["key"] for row in rows}) == 9
 
 
-def test_a_stopped_run_goes_on_after_its_last_finished_part(world, tmp_path, monkeypatch):
-    run, original = run_of(world, tmp_path / "c"), Counted.caption
-
-    def stops(self, pictures):
-        if len(CALLS) == 2:
-            raise KeyboardInterrupt
-        return original(self, pictures)
-
-    CALLS.clear()
-    monkeypatch.setattr(Counted, "caption", stops)
-    with pytest.raises(KeyboardInterrupt):
+def test_a_stopped_run_goes_on_after_its_last_finished_part(world, tmp_path):
+    run = run_of(world, tmp_path / "c")
+    with interrupted(Counted, "caption", CALLS, after=2):
         run_caption(run)
-    monkeypatch.setattr(Counted, "caption", original)
     run_caption(run)
     assert sorted(image for call in CALLS for image in call) == sorted(read_captions([str(tmp_path / "c")]))
 
@@ -100,19 +92,10 @@ def test_a_stopped_run_goes_on_after_its_last_finished_part(world, tmp_path, mon
 def test_captions_of_a_part_that_was_stopped_are_not_asked_for_again(world, tmp_path, monkeypatch):
     monkeypatch.setattr("cirray.pipelines.cluster.answers._FIRST_PIECE", 2)
     monkeypatch.setattr("cirray.pipelines.cluster.answers.PIECE_S", 1e-9)
-    fields, original = {"part_rows": 20, "batch": 1}, Counted.caption
+    fields = {"part_rows": 20, "batch": 1}
     whole = run_caption(run_of(world, tmp_path / "whole", **fields))
-
-    def stops(self, pictures):
-        if len(CALLS) == 3:
-            raise KeyboardInterrupt
-        return original(self, pictures)
-
-    CALLS.clear()
-    monkeypatch.setattr(Counted, "caption", stops)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(Counted, "caption", CALLS, after=3):
         run_caption(run_of(world, tmp_path / "c", **fields))
-    monkeypatch.setattr(Counted, "caption", original)
     assert run_caption(run_of(world, tmp_path / "c", **fields)).digest == whole.digest
     assert [len(call) for call in CALLS] == [2, 1, 1, 2, 1, 1, 1] and len({i for call in CALLS for i in call}) == 9
     assert not (tmp_path / "c" / "answers").exists()

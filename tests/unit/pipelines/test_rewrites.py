@@ -3,6 +3,7 @@
 import dataclasses
 
 import pytest
+from interrupted import interrupted
 from made_artifacts import stage_of
 
 from cirray.core.config import validate
@@ -114,19 +115,10 @@ def test_cached_captions_and_answers_give_no_model_call(dataset, captions, tmp_p
 @pytest.mark.parametrize("part_rows", [3, 20])
 def test_a_stopped_run_asks_nothing_again_that_was_answered(dataset, captions, tmp_path, monkeypatch, part_rows):
     monkeypatch.setattr("cirray.pipelines.cluster.answers._FIRST_PIECE", 2)
-    fields, original = {"part_rows": part_rows}, Counted.rewrite
+    fields = {"part_rows": part_rows}
     whole = run_rewrite(run_of(captions, tmp_path / "whole", **fields))
-
-    def stops(self, asks):
-        if len(CALLS) == 1:
-            raise KeyboardInterrupt
-        return original(self, asks)
-
-    CALLS.clear()
-    monkeypatch.setattr(Counted, "rewrite", stops)
-    with pytest.raises(KeyboardInterrupt):
+    with interrupted(Counted, "rewrite", CALLS, after=1):
         run_rewrite(run_of(captions, tmp_path / "r", **fields))
-    monkeypatch.setattr(Counted, "rewrite", original)
     assert run_rewrite(run_of(captions, tmp_path / "r", **fields)).digest == whole.digest
     assert sorted(ask for call in CALLS for ask in call) == sorted(
         [("a red star", "blue"), ("a square", "smaller"), ("a square", "nothing"), ("a red star", "x and y"),
