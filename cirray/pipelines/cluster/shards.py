@@ -13,7 +13,7 @@ from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.cluster.resources import cluster
 
 LEAST_ROWS = 20_000
-"""Below this size of the largest part, scoring takes less time than starting a cluster."""
+"""Below this size of a gallery, scoring takes less time than starting a cluster."""
 
 
 @contextmanager
@@ -22,7 +22,7 @@ def ray_runner(
 ) -> Iterator[Runner]:
     """Runner for `rank_vectors` that hands every part to a Ray task; a task that dies with its node runs again.
 
-    A private cluster starts with the first part of `least_rows` or more and ends with the block; smaller parts run in
+    A private cluster starts with the first gallery of `least_rows` or more and ends with the block; smaller ones run in
     this process.
     """
     task = ray.remote(num_cpus=cpus, num_gpus=gpus, max_retries=2)(run_job)
@@ -30,7 +30,7 @@ def ray_runner(
         started = list[Any]()
 
         def run(question: Question, jobs: Sequence[Job], scores_P: np.ndarray | None) -> list[Any]:
-            if max(len(job.rows) for job in jobs) < least_rows:
+            if sum(len(job.rows) for job in jobs) < least_rows:
                 return [run_job(question, job, scores_P) for job in jobs]
             if not started:
                 started.append(stack.enter_context(cluster(config)))

@@ -1,11 +1,14 @@
-"""Stage 7: score a checkpoint on a data set's queries and write the report. Ray only for an index in parts."""
+"""Stage 7: score a checkpoint on a data set's queries and write the report. Ray for a large gallery alone."""
 
 import dataclasses
 import json
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, cast
+
+import numpy as np
 
 from cirray.core import storage
-from cirray.core.artifacts import Manifest, open_stage, read_manifest
+from cirray.core.artifacts import Manifest, Stage, open_stage, read_manifest
 from cirray.core.errors import ArtifactError, DataError
 from cirray.core.progress import progress
 from cirray.core.unfinished import stage_function
@@ -14,9 +17,9 @@ from cirray.data.readers import read_dataset
 from cirray.evaluation.baselines import ImageOnly
 from cirray.evaluation.browse import Limits, render_browser, seen_result
 from cirray.evaluation.chunked import Settings
-from cirray.evaluation.evaluate import count_result, encode_queries, evaluate_retriever
+from cirray.evaluation.evaluate import count_result, encode_queries, rank_queries
 from cirray.evaluation.page import write_report
-from cirray.evaluation.plan import make_plan
+from cirray.evaluation.plan import EvaluationPlan, make_plan
 from cirray.evaluation.report import ReportContent, ReportRow, TextSample, render_table
 from cirray.evaluation.reranked import DataSights, RerankedEvaluation
 from cirray.evaluation.result import EvaluationResult
@@ -30,12 +33,17 @@ from cirray.generators.rerankers.base import Reranking
 from cirray.generators.rerankers.config import RerankChoice
 from cirray.image_text import load_models
 from cirray.index.store import open_vectors
+from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.cluster.parts import run_parts
 from cirray.pipelines.data.datasets import asked_digest
 from cirray.pipelines.evaluation.evaluate_config import EvaluateRun
+from cirray.pipelines.evaluation.gallery import GALLERY, EncodedRows, gallery_parts, vector_files
 from cirray.pipelines.evaluation.score import vector_runner
 from cirray.pipelines.rewrites.texts import with_texts
 from cirray.training.callbacks import HISTORY
 from cirray.triplets.rows import StoredRows
+
+_HERE = RayConfig(enabled=False)
 
 
 @stage_function
@@ -49,13 +57,13 @@ def run_evaluate(run: EvaluateRun) -> Manifest:
     the checkpoint's; DataError: the data set has no queries, or a query or image cannot be used.
     """
     dataset, rewrites = _dataset(run)
-    stage = open_stage(run, "report", {"data": asked_digest(dataset)})
+    stage = open_stage(run, "report", {"data": asked_digest(dataset)}, kept=(f"{GALLERY}/*",))
     if stage.finished:
         return stage.finished
     features = FeatureStore.open_many(run.features)
     contents = {image: content for uri in run.features for image, content in read_contents(uri).items()}
     dataset = dataclasses.replace(dataset, images=dataclasses.replace(dataset.images, contents=contents))
-    rows, reranking = _rows(run, dataset, features)
+    rows, reranking = _rows(run, stage, dataset, features)
     reranked = {"rerank": reranking.done()} if reranking else {}
     content = ReportContent(
         rows=rows, dataset=dataset, histories=_histories(run), samples=_samples(run),
@@ -74,6 +82,7 @@ def run_evaluate(run: EvaluateRun) -> Manifest:
     counts |= {"unscored": reranking.unscored} if reranking else {}
     extra = {"protocol": result.protocol, "table": render_table(rows)} | ({"texts": rewrites} if rewrites else {})
     extra |= reranked
+    storage.remove(storage.join(stage.work_uri, GALLERY))
     return stage.publish(counts, _metrics(result), extra)
 
 
@@ -91,22 +100,32 @@ def _dataset(run: EvaluateRun) -> tuple[CirDataset, dict[str, Any]]:
 
 
 def _rows(
-    run: EvaluateRun, dataset: CirDataset, features: FeatureStore
+    run: EvaluateRun, stage: Stage, dataset: CirDataset, features: FeatureStore
 ) -> tuple[tuple[ReportRow, ...], Reranking | None]:
     """The rows, and the reranker of the last, if it has one."""
     encoder, vision, transform = load_models(run.checkpoint, run.device)
     check_tower(run.features, features.info.encoder_digest, run.checkpoint, vision.digest)
-    rows = []
+    plan = make_plan(dataset.queries, dataset.gallery_ids, dataset.protocol, dataset.galleries)
+    rows, large = [], len(plan.ids) >= run.ray_from
     if run.image_only_row:
-        named = (image for ids in dataset.galleries.values() for image in ids)
-        baseline = ImageOnly.fit(features, tuple(dict.fromkeys((*dataset.gallery_ids, *named))))
-        rows.append(ReportRow("image only", (_score(run, dataset, features, baseline, "image only"),)))
+        baseline = ImageOnly.fit(features, plan.ids)
+        if large:
+            made = cast("np.ndarray", EncodedRows(baseline, features, plan.ids, run.batch))
+            gallery = [VectorFile("image only", plan.ids, made)]
+            result = _score_files(run, plan, features, baseline, "image only", gallery)
+        else:
+            result = _score(run, plan, features, baseline, "image only")
+        rows.append(ReportRow("image only", (result,)))
     seen = seen_by(encoder, features, dataset.images, transform)
     rerank = reranked_evaluation(run.rerank, encoder, dataset, features, run.device)
     if run.index:
-        result = _score_index(run, dataset, seen, encoder, run.name)
+        path, ids = open_vectors(run.index, encoder.index_digests, features.info.encoder_digest)
+        indexed = [VectorFile(str(path), ids, open_array(path))]
+        result = _score_files(run, plan, seen, encoder, run.name, indexed, run.ray)
+    elif large and not rerank:
+        result = _score_parts(run, stage, plan, seen, encoder)
     else:
-        result = _score(run, dataset, seen, encoder, run.name, rerank)
+        result = _score(run, plan, seen, encoder, run.name, rerank)
     rows.append(ReportRow(run.name, (result,), (run.seed,)))
     return tuple(rows), rerank.reranking if rerank else None
 
@@ -121,32 +140,44 @@ def reranked_evaluation(
 
 
 def _score(
-    run: EvaluateRun, dataset: CirDataset, features: Seen, retriever: Any, name: str,
+    run: EvaluateRun, plan: EvaluationPlan, features: Seen, retriever: Any, name: str,
     rerank: RerankedEvaluation | None = None,
 ) -> EvaluationResult:  # fmt: skip
-    named = {image for ids in dataset.galleries.values() for image in ids}
-    total = len(named or dataset.gallery_ids) + len(dataset.queries)
-    with progress(f"evaluate {name}", total, "images and queries") as advance:
-        return evaluate_retriever(
-            retriever, features, dataset.queries, dataset.gallery_ids, dataset.protocol,
-            galleries=dataset.galleries, batch=run.batch, top_k=run.top_k, intervals=run.intervals, advance=advance,
-            rerank=rerank,
-        )  # fmt: skip
+    """Score with gallery vectors in this process's memory."""
+    with progress(f"evaluate {name}", len(plan.ids) + len(plan.queries), "images and queries") as advance:
+        ranked = rank_queries(
+            retriever, features, plan, batch=run.batch, top_k=run.top_k, advance=advance, rerank=rerank
+        )
+    return count_result(ranked, run.intervals)
 
 
-def _score_index(run: EvaluateRun, dataset: CirDataset, features: Seen, retriever: Any, name: str) -> EvaluationResult:
-    """Score with the gallery vectors of an index, which stay on disk."""
-    plan = make_plan(dataset.queries, dataset.gallery_ids, dataset.protocol, dataset.galleries)
-    path, ids = open_vectors(run.index, retriever.index_digests, features.info.encoder_digest)
+def _score_parts(
+    run: EvaluateRun, stage: Stage, plan: EvaluationPlan, features: Seen, retriever: Any
+) -> EvaluationResult:
+    """Score with gallery vectors that actors, or this process, write into files first."""
+    ray = run.ray.model_copy(update={"enabled": run.ray.enabled and (bool(run.pool.gpus) or run.device == "cpu")})
+    device = run.pool.device if ray.enabled else run.device
+    settings = {
+        "checkpoint": run.checkpoint, "features": run.features, "work_uri": stage.work_uri, "batch": run.batch,
+        "device": device,
+    }  # fmt: skip
+    run_parts(stage, gallery_parts(stage, plan.ids, settings, run.pool), ray)
+    shared = ray if storage.is_local(stage.work_uri) else _HERE
+    return _score_files(run, plan, features, retriever, run.name, vector_files(stage.work_uri, plan.ids), shared)
+
+
+def _score_files(
+    run: EvaluateRun, plan: EvaluationPlan, features: Seen, retriever: Any, name: str, gallery: Sequence[VectorFile],
+    ray: RayConfig = _HERE,
+) -> EvaluationResult:  # fmt: skip
+    """Score with gallery vectors that stay on disk; they are kept as the model scores them."""
     with progress(f"evaluate {name}", 2 * len(plan.queries), "queries") as advance:
         query_BD = encode_queries(retriever, features, plan.queries, run.batch, advance)
         queries = VectorFile("the checkpoint", tuple(query.query_id for query in plan.queries), query_BD)
-        gallery = VectorFile(str(path), ids, open_array(path))
-        # the index keeps vectors as the model scores them
         settings = Settings(run.device, normalize=False)
-        with vector_runner(run.ray, run.parts, run.device) as work:
+        with vector_runner(ray, run.parts * len(gallery), run.device) as work:
             ranked = rank_vectors(
-                plan, queries, [gallery], settings, top_k=run.top_k, parts=run.parts, run=work, advance=advance
+                plan, queries, gallery, settings, top_k=run.top_k, parts=run.parts, run=work, advance=advance
             )
     return count_result(ranked, run.intervals)
 

@@ -8,7 +8,7 @@ from cirray.core.fields import Effort, Features, Kind, Place, Some
 from cirray.core.places import Run
 from cirray.data.config import DataConfig
 from cirray.generators.rerankers.config import RerankChoice
-from cirray.pipelines.cluster.config import RayConfig
+from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 from cirray.pipelines.evaluation.config import SavedRun
 
 
@@ -22,7 +22,7 @@ class EvaluateRun(Run):
     features: Some[tuple[Features, ...]] = ("@features",)
     """Features artifacts of all references and gallery images, made by the checkpoint's vision tower."""
     index: Annotated[Place, Kind("index")] = ""
-    """Index artifact of the checkpoint with the gallery's vectors; empty: encode the gallery here. With an index (fp16,
+    """Index artifact of the checkpoint with the gallery's vectors; empty: encode the gallery. With an index (fp16,
     memory-mapped) the gallery is neither encoded again nor held in memory."""
     texts: Annotated[Place, Kind("rewrites")] = ""
     """Rewrites artifact (`cirray rewrite`) whose texts replace the queries' own."""
@@ -45,8 +45,12 @@ class EvaluateRun(Run):
     parts: Effort[int] = Field(1, ge=1)
     """With an index: pieces of its vectors; several are compared with the queries side by side, by tasks on a
     cluster."""
+    pool: Effort[PoolConfig] = PoolConfig()
+    """Actors that encode a large gallery; where `device` is a GPU and they have none, this process does it."""
     ray: Effort[RayConfig] = RayConfig()
-    """The cluster of several `parts`; its nodes must see the index."""
+    """The cluster of several `parts` and of `pool`; its nodes must see the index, and `out`."""
+    ray_from: Effort[int] = Field(50_000, ge=0)
+    """Number of gallery images from which they are encoded in parts, which a killed run keeps, and stay on disk."""
     seed: int = Field(0, ge=0)
     """Seed of the queries drawn for the page."""
     html: bool = True

@@ -14,15 +14,14 @@ from cirray.core.unfinished import stage_function
 from cirray.evaluation.round_trip import twins
 from cirray.pipelines.cluster.parts import Cut, Parts, run_parts
 from cirray.pipelines.cluster.streaming import Step
-from cirray.pipelines.texts.checking import GALLERY, VERDICT_SCHEMA, VERDICTS, CheckTexts, EncodeGallery
+from cirray.pipelines.evaluation.gallery import GALLERY, gallery_parts
+from cirray.pipelines.texts.checking import VERDICT_SCHEMA, VERDICTS, CheckTexts
 from cirray.pipelines.texts.config import CheckRun
 from cirray.pipelines.texts.judging import text_accuracy
 from cirray.triplets.schema import REJECTED_SCHEMA, TRIPLET_SCHEMA, refused_rows
 from cirray.triplets.store import DATA, KIND, TripletStore, each_table, row_counts, write_part
 from cirray.types import part_name
 
-_IMAGES = 4096
-"""Images in a file of gallery vectors."""
 _NUMBERED = 1_000_000
 """Triplets whose images are numbered together."""
 
@@ -49,7 +48,7 @@ def run_check(run: CheckRun) -> Manifest:
     ends = EndsOf.read(store)
     ray = run.ray.model_copy(update={"enabled": run.ray.enabled and len(store) >= run.ray_from})
     if "rank" in run.tests:
-        run_parts(stage, gallery_parts(run, stage, ends), ray)
+        run_parts(stage, gallery_parts(stage, ends.images, _shared(run, stage), run.pool), ray)
     run_parts(stage, text_parts(run, stage, ends), ray)
     return finish(run, stage, store, ends)
 
@@ -73,18 +72,6 @@ class EndsOf:
                 places[start : start + len(piece)] = pc.index_in(piece.column(f"{name}_id"), images).to_numpy()
             start += len(piece)
         return cls(images, found["reference"], found["target"])
-
-
-def gallery_parts(run: CheckRun, stage: Stage, ends: EndsOf) -> Parts:
-    """The images, whose gallery vectors a pool of models writes."""
-    tables, folder = Cut({"image_id": ends.images}, _IMAGES), storage.join(stage.work_uri, GALLERY)
-
-    def found() -> Iterator[tuple[str, pa.Array]]:
-        there = set(storage.list_files(folder))
-        names = ((part_name(n), n) for n in range(len(tables)))
-        return ((name, tables[n].column("image_id").combine_chunks()) for name, n in names if f"{name}.npy" in there)
-
-    return Parts("encode images", "images", tables, [Step(EncodeGallery, _shared(run, stage), run.pool)], found=found)
 
 
 def text_parts(run: CheckRun, stage: Stage, ends: EndsOf) -> Parts:

@@ -14,12 +14,13 @@ from cirray.data.config import DataConfig, FolderConfig, ShapesConfig, Transform
 from cirray.data.images import open_image
 from cirray.data.readers import read_dataset
 from cirray.data.shapes.world import write_world
-from cirray.evaluation.vectors import run_job
+from cirray.evaluation.vectors import rank_vectors, run_job
 from cirray.features.shards import FeatureShardWriter
 from cirray.models.composed import build_retriever
 from cirray.models.config import QFormerConfig, RetrieverConfig, VisionTowerConfig
 from cirray.models.text import build_tokenizer
 from cirray.models.towers.hf_blip2 import build_vision_tower
+from cirray.pipelines.evaluation import evaluate, gallery
 from cirray.pipelines.evaluation.compare import run_compare
 from cirray.pipelines.evaluation.config import CompareRun
 from cirray.pipelines.evaluation.evaluate import run_evaluate
@@ -211,6 +212,37 @@ def test_gallery_vectors_of_an_index_give_the_figures_of_encoding_them_here(run,
     assert mapped.metrics["R@5"] == pytest.approx(plain.metrics["R@5"], abs=0.1), "fp16 vectors move few ranks"
     rows = [pq.read_table(tmp_path / name / "rankings.parquet").to_pylist()[-1] for name in ("report", "mapped")]
     assert rows[0]["scores"] == pytest.approx(rows[1]["scores"], abs=2e-3) and len(rows[1]["ids"]) == 35
+
+
+def test_a_large_gallery_is_encoded_in_parts_that_a_killed_run_keeps(run, tmp_path, monkeypatch):
+    plain = run_evaluate(run(html=False))
+    encoded, killed = [], []
+
+    class Encoding(gallery.EncodeGallery):
+        def __call__(self, columns):
+            encoded.append(int(columns["part"][0]))
+            return super().__call__(columns)
+
+    def ranked(*given, **settings):
+        if len(killed) == 1:  # the row "image only" comes first
+            killed.append(given)
+            raise KeyboardInterrupt
+        killed.append(given)
+        return rank_vectors(*given, **settings)
+
+    monkeypatch.setattr(gallery, "_IMAGES", 16)
+    monkeypatch.setattr(gallery, "EncodeGallery", Encoding)
+    monkeypatch.setattr(evaluate, "rank_vectors", ranked)
+    large = run(html=False, ray_from=36, ray={"enabled": False}, out=str(tmp_path / "large"))
+    with pytest.raises(KeyboardInterrupt):
+        run_evaluate(large)
+    parts = run_evaluate(large)
+    assert encoded == [0, 1, 2], "every part once"
+    assert [len(file.ids) for file in killed[-1][2]] == [16, 16, 4]
+    assert parts.metrics == plain.metrics and parts.extra["table"] == plain.extra["table"]
+    rows = [pq.read_table(tmp_path / name / "rankings.parquet").to_pylist() for name in ("report", "large")]
+    assert [row["ids"] for row in rows[0]] == [row["ids"] for row in rows[1]] and len(rows[0]) == 64
+    assert not (tmp_path / "large" / "gallery").exists()
 
 
 def test_an_index_of_another_checkpoint_is_refused(run, tmp_path):

@@ -16,6 +16,7 @@ from cirray.data.benchmark import Protocol
 from cirray.evaluation.evaluate import evaluate_retriever
 from cirray.evaluation.round_trip import pair_margins, twins
 from cirray.features.store import FeatureStore
+from cirray.pipelines.evaluation import gallery
 from cirray.pipelines.texts import check, checking
 from cirray.pipelines.texts.config import CheckRun
 from cirray.triplets.schema import REJECTED_SCHEMA
@@ -83,7 +84,7 @@ def run(tmp_path, features, monkeypatch):
     write_rows(tmp_path / "synthetic", TRIPLETS)
     stage_of(tmp_path / "base", "checkpoint", {}).publish({"steps": 1})
     tower = SimpleNamespace(digest="enc")
-    monkeypatch.setattr(checking, "load_models", lambda *_: (Obedient(), tower, None))
+    monkeypatch.setattr(gallery, "load_models", lambda *_: (Obedient(), tower, None))
     places = {"triplets": str(tmp_path / "synthetic"), "checkpoint": str(tmp_path / "base"), "features": (features,)}
     return lambda **fields: CheckRun(**{**places, "out": str(tmp_path / "checked"), **fields})
 
@@ -173,7 +174,7 @@ def test_a_check_that_no_row_passes_leaves_nothing_behind(run, tmp_path, monkeyp
 
 
 def test_features_of_another_tower_are_refused(run, monkeypatch):
-    monkeypatch.setattr(checking, "load_models", lambda *_: (Obedient(), SimpleNamespace(digest="other"), None))
+    monkeypatch.setattr(gallery, "load_models", lambda *_: (Obedient(), SimpleNamespace(digest="other"), None))
     with pytest.raises(IndexMismatchError, match="Embed the images with that tower"):
         check.run_check(run())
 
