@@ -1,12 +1,15 @@
 """The order of all tests, and which of them share a process."""
 
 import gc
+import os
 
 import pytest
 
 from cirray.core.environ import collect_seldom
 
 collect_seldom()
+os.environ.setdefault("RAY_worker_niceness", "0")
+"""Ray's own is 15: the longest files, which all run on one cluster, would wait until the others are done."""
 FIRST = ("integration", "parity", "browser")
 """Those that start clusters, ranks and browsers wait for most of their time: the others fill the cores meanwhile."""
 ONE_CLUSTER = ("test_generator_ray", "test_ray_data", "test_story", "test_train_ray", "test_tune_ray")

@@ -16,6 +16,7 @@ import pytest
 from made_artifacts import from_triplets, stage_of
 from PIL import Image
 from ray.data import from_items
+from ray.remote_function import RemoteFunction
 
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, DataError
@@ -82,7 +83,9 @@ def files(uri):
     return {str(path.relative_to(uri)): path.read_bytes() for path in Path(uri).rglob("*.parquet")}
 
 
-def test_one_actor_three_actors_and_no_ray_write_the_same_bytes(tiny, inputs, ray_config, tmp_path):
+def test_one_actor_three_actors_and_no_ray_write_the_same_bytes(tiny, inputs, ray_config, tmp_path, monkeypatch):
+    started, remote = [], RemoteFunction._remote
+    monkeypatch.setattr(RemoteFunction, "_remote", lambda self, *a, **k: started.append(self) or remote(self, *a, **k))
     direct = generate(tiny, inputs, tmp_path / "direct", ray_config.model_copy(update={"enabled": False}))
     one = generate(tiny, inputs, tmp_path / "one", ray_config, size=1)
     three = generate(tiny, inputs, tmp_path / "three", ray_config, size=3)
@@ -90,6 +93,7 @@ def test_one_actor_three_actors_and_no_ray_write_the_same_bytes(tiny, inputs, ra
     assert len(files(tmp_path / "direct")) == 15 + 2
     assert files(tmp_path / "direct") == files(tmp_path / "one") == files(tmp_path / "three")
     assert direct.digest == one.digest == three.digest
+    assert not started  # a task for each part would start a process for each CPU
 
 
 def test_actors_killed_at_random_lose_and_double_nothing(tiny, inputs, ray_config, tmp_path):
@@ -247,7 +251,7 @@ def test_a_dataset_of_pairs_is_generated_for_and_its_triplets_are_a_dataset_agai
     made = write_rows(from_items(rows, override_num_blocks=3), "pairs", str(tmp_path / "pairs"))
     assert made.counts == {"pairs": 30}
     generate(tiny, inputs, tmp_path / "out", ray_config, pairs=str(tmp_path / "pairs"))
-    triplets = read_rows(str(tmp_path / "out"))
+    triplets = read_rows(str(tmp_path / "out")).materialize()
     kept = triplets.filter(lambda row: row["reference_id"] < row["target_id"])
     assert triplets.count() == 58 and kept.count() == 29  # the generator fails for one of the pairs
     copied = write_rows(kept, "triplets", str(tmp_path / "forward"))

@@ -200,7 +200,8 @@ def _by_ray(
     with cluster(config) as info, data_context(config, 2 * part_bytes):
         for step in steps:
             check_pool(step.pool, config, info)
-        data: ray.data.Dataset = ray.data.from_arrow(list(parts))
+        # `from_arrow` would run a task for each part, in a process for each CPU
+        data: ray.data.Dataset = ray.data.from_blocks(list(parts))
         for step in steps:
             data = data.map_batches(batch_size=None, batch_format="numpy", **_arguments(step, len(parts), work_uri))
         answers = data.iter_batches(batch_size=None, batch_format="numpy", prefetch_batches=0)

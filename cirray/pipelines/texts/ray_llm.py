@@ -179,7 +179,7 @@ class ByRayLlm:
 
         if not tables:
             return
-        data = ray.data.from_arrow(list(tables))
+        data = ray.data.from_blocks(list(tables))
         processor = llm.build_processor(
             llm.vLLMEngineProcessorConfig(**self._engine()), preprocess=Asking(self.settings, self.setup, least),
             postprocess=answered,

@@ -3,10 +3,13 @@
 from typing import Annotated, Any, Literal
 
 import pytest
+import yaml
 from pydantic import Field
 
+from cirray.core import typed as typed_text
 from cirray.core.config import Config, load_config
 from cirray.core.errors import ConfigError
+from cirray.core.typed import parse_yaml
 
 AS_TYPED = [
     "# 1", "no", "null", "12:30", "the sign says: stop", "000012", "1e5", "[x", "", "=5", "a=b=c", '"quoted"', "'it'",
@@ -145,3 +148,18 @@ def test_a_key_that_stands_twice_is_refused(tmp_path, content):
     (tmp_path / "c.yaml").write_text(content)
     with pytest.raises(ConfigError, match="appears twice"):
         load_config(Fields, tmp_path / "c.yaml")
+
+
+def test_yaml_that_is_parsed_in_c_is_what_pythons_parser_reads():
+    text = "a: 012\nb: '012'\nc: |-\n  no\nd: [1e3, no, ~, \"x\"]\ne:\nf: ''\n"
+    text += "g: &x {a: 1}\nh: {<<: *x, 2: b}\n2026-12-01: >\n  y\n"
+    fast, slow = (yaml.load(text, loader) for loader in (typed_text._FastLoader, typed_text._Loader))
+    assert kinds(fast) == kinds(slow) and parse_yaml(text) == slow
+    assert issubclass(typed_text._FastLoader, yaml.CSafeLoader)
+
+
+def kinds(tree):
+    """The values with their types."""
+    if isinstance(tree, dict):
+        return [(name, kinds(value)) for name, value in tree.items()]
+    return [kinds(value) for value in tree] if isinstance(tree, list) else (type(tree), tree)

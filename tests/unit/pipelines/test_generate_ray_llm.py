@@ -84,7 +84,7 @@ def world(tmp_path, monkeypatch):
         Image.new("RGB", (40, 40), (20 * number, 0, 0)).save(tmp_path / "photos" / f"img-{number:04d}.png")
     TINY.write_pairs_artifact(tmp_path / "pairs", TINY.chain(12))
     monkeypatch.setattr(resources, "cluster", lambda config: contextlib.nullcontext())
-    monkeypatch.setattr("ray.data.from_arrow", lambda tables: tables)
+    monkeypatch.setattr("ray.data.from_blocks", lambda tables: tables)
     monkeypatch.setattr(extras, "find_spec", lambda name: name)
     return tmp_path
 
