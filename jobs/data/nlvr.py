@@ -13,6 +13,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +27,7 @@ from cirray.core.fields import Place
 from cirray.core.log import say
 from cirray.data.annotations import load_lines
 from cirray.data.images import open_image
+from cirray.data.shapes.scenes import PLACES
 from cirray.data.writing import Row, publish_folder, write_jsonl
 
 SIDE, STRIDE = 100, 150
@@ -85,7 +87,7 @@ class Placed(NamedTuple):
         """Cell of a 3 x 3 grid in words, from the object's centre."""
         half = {word: side for side, word in _SIZES.items()}[self.item.size] / 2
         column, row = (min(2, max(0, int(3 * (value + half) / SIDE))) for value in (self.x, self.y))
-        return f"{('top', 'middle', 'bottom')[row]} {('left', 'centre', 'right')[column]}"
+        return PLACES[3 * row + column]
 
 
 @dataclass(frozen=True)
@@ -175,6 +177,26 @@ def caption(box: Box, rng: np.random.Generator) -> str:
     order = rng.permutation(len(box.objects))
     parts = (box.objects[int(index)] for index in order)
     return " and ".join(f"a {placed.item.words()} in the {placed.place()}" for placed in parts)
+
+
+def meanings() -> dict[str, Change]:
+    """Every text of the templates, with the change that it means."""
+    values = {"recolour": _COLOURS.values(), "reshape": _SHAPES, "resize": _SIZES.values()}
+    items = [Item(*words) for words in product(_SIZES.values(), _COLOURS.values(), _SHAPES)]
+    return {
+        template.format(object=item.words(), value=value): Change(kind, item, value)
+        for kind, templates in _TEMPLATES.items()
+        for template, item, value in product(templates, items, values.get(kind, ("",)))
+    }
+
+
+def cell_words(text: str) -> tuple[tuple[str, ...], ...]:
+    """The words of each of the nine cells of a caption in reading order: its objects', or `empty`, then its place's."""
+    found: dict[str, list[str]] = {place: [] for place in PLACES}
+    for part in text.split(" and "):
+        words, _, place = part.removeprefix("a ").partition(" in the ")
+        found[place] += words.split()
+    return tuple((*(words or ["empty"]), *place.split()) for place, words in found.items())
 
 
 def split_boxes(boxes: Sequence[Box], seed: int) -> dict[str, list[Box]]:

@@ -1,5 +1,6 @@
 import json
 import os
+import runpy
 import subprocess
 import sys
 from collections import Counter
@@ -14,7 +15,7 @@ from cirray.core.errors import DataError
 from cirray.data.benchmark import Protocol
 from cirray.data.config import FolderConfig
 from cirray.data.folder import read_folder
-from jobs.data.nlvr import Change, Item, difference, read_boxes, split_boxes, write_nlvr
+from jobs.data.nlvr import Change, Item, cell_words, difference, meanings, read_boxes, split_boxes, write_nlvr
 
 ROOT = Path(__file__).resolve().parents[3]
 SHARED = ROOT.parent / "shared" / "data"
@@ -152,6 +153,8 @@ def test_nlvr_becomes_a_data_set_that_the_folder_reader_takes(nlvr_root, tmp_pat
     assert set(contents) == set(dataset.images.ids) and len({json.dumps(v) for v in contents.values()}) == len(contents)
     items = {name: sorted(Item(*entry[:3]) for entry in objects) for name, objects in contents.items()}
     pairs = [(t.reference_id, t.target_id, t.edit) for t in dataset.triplets]
+    said = meanings()
+    assert all(said[t.modification] == difference(items[t.reference_id], items[t.target_id]) for t in dataset.triplets)
     pairs += [(q.reference_id, target, q.edit) for q in dataset.queries for target in q.target_ids]
     assert pairs and all(difference(items[a], items[b]).kind == edit for a, b, edit in pairs)
     assert dataset.images.path(dataset.gallery_ids[0]).is_file()
@@ -179,6 +182,12 @@ def test_nlvr_captions_say_places(nlvr_root, tmp_path):
     assert captions and all("small yellow" not in text or "in the top left" in text for text in captions.values())
 
 
+def test_a_caption_of_nlvr_is_the_words_of_nine_cells():
+    cells = cell_words("a small blue square in the top left and a large black circle in the top left")
+    assert cells[0] == ("small", "blue", "square", "large", "black", "circle", "top", "left")
+    assert cells[8] == ("empty", "bottom", "right") and len(cells) == 9
+
+
 def test_nlvr_files_that_are_not_as_published_are_refused(nlvr_root, tmp_path):
     with pytest.raises(DataError, match=r"no dev/dev\.json"):
         write_nlvr(tmp_path / "nowhere", tmp_path / "out")
@@ -203,3 +212,13 @@ def test_the_nlvr_job_says_its_counts_and_answers_bad_input_with_one_sentence(nl
 def test_a_protocol_describes_itself_in_one_line():
     line = Protocol("shapes", reference_rule="keep", ks=(1, 5)).describe()
     assert line == "shapes/test: all gallery images; own reference kept; any target is a hit; recall at 1, 5"
+
+
+def test_texts_of_nlvr_pairs_are_judged_by_what_they_mean(nlvr_root, tmp_path):
+    write_nlvr(nlvr_root, tmp_path / "out")
+    bench = runpy.run_path(str(Path(__file__).parents[3] / "jobs" / "benchmarks" / "bench_comparison.py"))
+    lines = [json.loads(line) for line in (tmp_path / "out" / "triplets.jsonl").open()]
+    rows = [{**row, "generated": row["modification"].upper(), "reverse": row["modification"]} for row in lines]
+    rows += [{**row, "generated": None, "reverse": "make it so"} for row in rows]
+    judged = bench["judge_nlvr"](tmp_path / "out", rows)
+    assert judged == {"forward": {"exact": 0.5, "parses": 0.5}, "reverse": {"exact": 0.0, "parses": 0.5}}

@@ -13,7 +13,8 @@ from cirray.generators.store import load_generator, load_model
 from cirray.models.towers.hf_blip2 import load_vision_tower
 from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.cluster.parts import run_parts
-from cirray.pipelines.features.config import TowersRun
+from cirray.pipelines.features.config import EmbedRun, TowersRun
+from cirray.pipelines.features.embed import run_embed
 from cirray.pipelines.features.towers import run_towers
 from cirray.pipelines.texts import generator, heldout
 from cirray.pipelines.texts.config import GeneratorRun
@@ -195,3 +196,26 @@ def test_no_training_step_leaves_a_generator_aligned_with_captions_alone(home):
     assert "train_loss" not in manifest.metrics and manifest.metrics["alignment"]["objective"] == "bags"
     assert manifest.metrics["trained"] == manifest.metrics["zero_shot"]
     assert load_model(home / "aligned").config.qformer.queries == 9
+
+
+def compare(home, monkeypatch, *fields):
+    path = str(Path(__file__).parents[3] / "jobs" / "benchmarks" / "bench_comparison.py")
+    given = [f"root={home}", f"language={home / 'towers' / 'lm'}", f"results={home / 'rows.jsonl'}", *fields]
+    monkeypatch.setattr("sys.argv", [path, *given])
+    with pytest.raises(SystemExit) as done:
+        runpy.run_path(path, run_name="__main__")
+    return done.value.code
+
+
+def test_ways_to_train_a_generator_are_compared_row_by_row_and_a_row_is_made_once(home, monkeypatch, capsys):
+    run_embed(load_config(EmbedRun, None, [f"root={home}", "data.folder.root=@world", "ray.enabled=false"]))
+    small = ("steps=2", "batch=4", "align=2", "pairs=4", 'ways=["q_c, lora","text first, q_c"]')
+    assert not compare(home, monkeypatch, *small, "seeds=[0]") and not compare(home, monkeypatch, *small, "seeds=[0,1]")
+    rows = [json.loads(line) for line in (home / "rows.jsonl").read_text().splitlines()]
+    assert [(row["way"], row["seed"]) for row in rows] == [
+        ("q_c, lora", 0), ("text first, q_c", 0), ("q_c, lora", 1), ("text first, q_c", 1),
+    ]  # fmt: skip
+    assert "| world | q_c, lora | 2 x 4 | 2 | " in capsys.readouterr().out
+    assert (
+        compare(home, monkeypatch, "device=cuda:7") == 2 and "device='cuda:7' is not there" in capsys.readouterr().err
+    )

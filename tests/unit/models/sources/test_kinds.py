@@ -29,7 +29,7 @@ SOURCES = {
     "weights alone": ({"model.safetensors": None}, "the folder has no config.json .it holds model.safetensors."),
     "GGUF": (
         {"model-q4.gguf": "GGUF"},
-        "a GGUF file .llama.cpp; .* converts it., which cannot be read here",
+        "a GGUF file .llama.cpp; .*dequantize=True.* converts it., which cannot be read here",
     ),
     "adapter": ({"adapter_config.json": "{}"}, "it holds a LoRA adapter, not a whole model"),
     "diffusers": ({"model_index.json": "{}"}, "it holds a diffusers pipeline"),
