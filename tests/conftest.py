@@ -10,6 +10,8 @@ from cirray.core.environ import collect_seldom
 collect_seldom()
 os.environ.setdefault("RAY_worker_niceness", "0")
 """Ray's own is 15: the longest files, which all run on one cluster, would wait until the others are done."""
+BEHIND = 3
+"""Niceness of the processes beside that cluster's, the longest way through the tests."""
 FIRST = ("integration", "parity", "browser")
 """Those that start clusters, ranks and browsers wait for most of their time: the others fill the cores meanwhile."""
 ONE_CLUSTER = ("test_generator_ray", "test_ray_data", "test_story", "test_train_ray", "test_tune_ray")
@@ -27,7 +29,16 @@ def pytest_collection_finish():
 
 
 def pytest_runtest_setup(item):
-    """The shared cluster ends before another file's test, which would find Ray joined in its process."""
+    """A process that does not begin with the cluster's tests stands behind it. The shared cluster ends before another
+    file's test, which would find Ray joined in its process.
+    """
+    if not hasattr(item.config, "begun"):
+        item.config.begun = item.path.stem
+        beside = item.path.stem not in ONE_CLUSTER and any(
+            other.path.stem in ONE_CLUSTER for other in item.session.items
+        )
+        if beside and hasattr(item.config, "workerinput"):
+            os.nice(BEHIND)
     if getattr(item.config, "shared_cluster", False) and item.path.stem not in ONE_CLUSTER:
         import ray
 
