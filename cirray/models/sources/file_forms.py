@@ -43,7 +43,7 @@ _NAMES = (
     (r"saved_model\.pb$", "a TensorFlow SavedModel"),
     (r"\.ckpt\.(index|meta)$|\.data-\d+-of-\d+$", "a part of a TensorFlow checkpoint"),
     (r"\.msgpack$", "a Flax checkpoint (JAX)"),
-    (r"\.gguf$", "a GGUF file (llama.cpp; from_pretrained with gguf_file and GgufConfig(dequantize=True) converts it)"),
+    (r"\.gguf$", "a GGUF file (llama.cpp; transformers' GgufConfig(dequantize=True) converts it)"),
 )
 
 
