@@ -21,7 +21,7 @@ from cirray.models.fusion.base import Fused, Fusion
 from cirray.models.fusion.config import HEADS
 from cirray.models.matching import MATCHERS, MatchingHead, Sides, matching
 from cirray.models.qformer import QueryingTransformer
-from cirray.models.scoring import unit
+from cirray.models.scoring import Projection, unit
 from cirray.models.text import build_tokenizer, encode_texts, load_tokenizer
 from cirray.models.text_processors import process
 
@@ -45,8 +45,8 @@ class QFormerRetriever(Retriever):
         self.fusion: Fusion = HEADS.get(config.fusion.kind)(config.fusion.settings)
         width = config.qformer.width
         self.qformer = QueryingTransformer(config.qformer, patch_width, len(tokenizer))
-        self.text_projection = nn.Linear(width, config.embed_dim)
-        self.vision_projection = nn.Linear(width, config.embed_dim)
+        self.text_projection = Projection(width, config.embed_dim)
+        self.vision_projection = Projection(width, config.embed_dim)
         self.prompts = nn.Parameter(torch.empty(config.qformer.queries, width))
         nn.init.normal_(self.prompts, std=config.prompt_std)
         # One element, not a scalar: ZeRO cannot partition or broadcast parameters without a dimension.

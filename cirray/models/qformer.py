@@ -15,6 +15,7 @@ from transformers.models.blip_2.modeling_blip_2 import Blip2TextEmbeddings
 
 from cirray.models.batch import TextBatch
 from cirray.models.config import QFormerConfig
+from cirray.models.quiet import quiet
 
 
 @dataclass(frozen=True)
@@ -74,7 +75,8 @@ class QueryingTransformer(nn.Module):
     def enable_checkpointing(self) -> None:
         """Recompute layers in the backward pass to save memory."""
         enable = getattr(self.qformer, "activation_checkpointing_enable", self.qformer.gradient_checkpointing_enable)
-        enable({"use_reentrant": False})
+        with quiet():  # it looks for word embeddings, which frozen models need for their gradients
+            enable({"use_reentrant": False})
 
     def embed_text(self, text: TextBatch) -> torch.Tensor:
         """Word plus position embeddings, before the embedding LayerNorm: `[B, T, D]`."""

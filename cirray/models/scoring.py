@@ -9,13 +9,21 @@ import torch
 from torch.nn import functional
 
 
-def unit(tokens: torch.Tensor, projection: torch.nn.Linear) -> torch.Tensor:
-    """Projected and L2-normalised in float32, also under bf16 autocast: `[..., W]` -> `[..., D]`.
+class Projection(torch.nn.Linear):
+    """A linear layer in float32, also under bf16 autocast and with bf16 weights: `[..., W]` -> `[..., D]`.
 
     Early in training all vectors are nearly equal, and bf16's three digits lose their differences.
     """
-    with torch.autocast(tokens.device.type, enabled=False):
-        return functional.normalize(projection(tokens.to(projection.weight.dtype)), dim=-1)
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """Projected tokens."""
+        with torch.autocast(tokens.device.type, enabled=False):
+            return functional.linear(tokens.float(), self.weight.float(), self.bias.float())
+
+
+def unit(tokens: torch.Tensor, projection: Projection) -> torch.Tensor:
+    """Projected and L2-normalised in float32: `[..., W]` -> `[..., D]`."""
+    return functional.normalize(projection(tokens), dim=-1)
 
 
 def score(query_BD: torch.Tensor, gallery_NQD: torch.Tensor) -> torch.Tensor:

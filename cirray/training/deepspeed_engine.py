@@ -1,8 +1,8 @@
 """The engine on DeepSpeed: ZeRO 0-3, the torch engine's numbers step by step. The only file that imports deepspeed.
 
 The optimiser and its groups are those of `optim.py`; DeepSpeed only partitions, reduces and clips. bf16 means autocast
-over fp32 weights, as in the torch engine. The shared-memory collective that DeepSpeed would compile on first use serves
-only inference and is switched off.
+over fp32 weights, bf16_weights over bf16 ones, as in the torch engine. The shared-memory collective that DeepSpeed
+would compile on first use serves only inference and is switched off.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from cirray.core.environ import set_default, temporarily
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.core.trees import merged
 from cirray.training.config import LoopConfig
+from cirray.training.halves import norms_in_float
 from cirray.training.optim import Schedule, build_optimizer
 
 ABOUT = "deepspeed.json"
@@ -52,9 +53,11 @@ def deepspeed_config(config: LoopConfig, world: int) -> dict[str, Any]:
         "zero_optimization": zero,
         "steps_per_print": None,
     }
-    if config.precision == "bf16":
+    if config.precision != "fp32":
         # An empty list keeps the gradients' all-reduce in fp32, as in the torch engine.
         tree["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
+    if config.precision == "bf16_weights":
+        tree |= {"bf16": {"enabled": True}, "communication_data_type": "fp32"}
     return _over(tree, config.deepspeed)
 
 
@@ -83,14 +86,20 @@ class DeepSpeedEngine:
         self._model, self._config, self._rank, self._world = model, config, rank, world
         if config.compile:
             raise ConfigError("training.compile works with engine torch, not with deepspeed, which hooks into modules.")
+        self._halved = config.precision == "bf16_weights"
+        if self._halved and config.zero_stage == 0:
+            raise ConfigError("training.precision=bf16_weights needs training.zero_stage 1, 2 or 3, or engine torch.")
         _check_shapes(model)
         self._names = _signature(model)
         self._schedule, self._steps = Schedule(config), 0
+        self._frozen = _prepare_halves(model) if self._halved else {}
         optimizer = build_optimizer(model, config)
         self._settings = [
             {key: group[key] for key in ("weight_decay", "betas", "eps")} for group in optimizer.param_groups
         ]
         self._engine = _initialize(model, optimizer, config, rank, world)
+        if config.zero_stage < 3:  # frozen weights stay as they are, as in the torch engine
+            _exchange_data({item: kept.to(self.device) for item, kept in self._frozen.items()})
 
     @property
     def module(self) -> nn.Module:
@@ -156,13 +165,33 @@ class DeepSpeedEngine:
     @contextlib.contextmanager
     def full_weights(self) -> Iterator[nn.Module]:
         """The plain model with whole fp32 weights on every rank, for saving; all ranks enter together."""
+        with self._gathered():
+            halves = _exchange_data(self._fp32_weights())
+            try:
+                yield self._model
+            finally:
+                _exchange_data(halves)
+
+    def close(self) -> None:
+        """Put the fp32 weights into the model; under ZeRO 3 no rank holds all of it."""
         if self._config.zero_stage < 3:
-            yield self._model
-            return
+            _exchange_data(self._fp32_weights())
+
+    def _gathered(self) -> contextlib.AbstractContextManager[Any]:
+        if self._config.zero_stage < 3:
+            return contextlib.nullcontext()
         from deepspeed.runtime.zero.partition_parameters import GatheredParameters
 
-        with GatheredParameters(list(self._model.parameters()), modifier_rank=None):
-            yield self._model
+        return GatheredParameters(list(self._model.parameters()), modifier_rank=None)
+
+    def _fp32_weights(self) -> dict[nn.Parameter, torch.Tensor]:
+        """What weights in bf16 are in fp32: the optimiser's copies, and frozen ones as they came; else nothing."""
+        if not self._halved:
+            return {}
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        found = {item: safe_get_full_fp32_param(item) for item in self._model.parameters() if item.requires_grad}
+        return found | {item: kept.to(self.device) for item, kept in self._frozen.items()}
 
     def _repair_settings(self) -> None:
         """ZeRO 3's universal loader gives all groups the first one's settings, and all states one shared counter."""
@@ -205,6 +234,20 @@ class DeepSpeedEngine:
         finally:
             self._engine._config.load_universal_checkpoint = False
         return path
+
+
+def _prepare_halves(model: nn.Module) -> dict[nn.Parameter, torch.Tensor]:
+    """Ready a model for weights that DeepSpeed rounds to bf16; returns the frozen ones as they are."""
+    norms_in_float(model)
+    return {item: item.detach().cpu().clone() for item in model.parameters() if not item.requires_grad}
+
+
+def _exchange_data(weights: Mapping[nn.Parameter, torch.Tensor]) -> dict[nn.Parameter, torch.Tensor]:
+    """Give weights other numbers; returns those that they had."""
+    before = {item: item.data for item in weights}
+    for item, data in weights.items():
+        item.data = data
+    return before
 
 
 def _initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: LoopConfig, rank: int, world: int) -> Any:

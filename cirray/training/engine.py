@@ -54,6 +54,9 @@ class Engine(Protocol):
     def full_weights(self) -> AbstractContextManager[nn.Module]:
         """The plain model with whole weights on every rank, for saving it; all ranks enter together."""
 
+    def close(self) -> None:
+        """After the last step: leave the model with fp32 weights, where every rank holds all of it."""
+
 
 EngineFactory: TypeAlias = Callable[[nn.Module, LoopConfig, int, int], Engine]
 """`factory(model, config, rank, world) -> Engine`; torch.distributed is already initialised when world > 1."""
@@ -61,7 +64,7 @@ EngineFactory: TypeAlias = Callable[[nn.Module, LoopConfig, int, int], Engine]
 
 def autocast(device: torch.device, config: LoopConfig) -> torch.autocast:
     """Context of a forward pass: bf16 autocast where the configuration asks for it."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision == "bf16")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision != "fp32")
 
 
 ENGINES = {

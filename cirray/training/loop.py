@@ -72,6 +72,7 @@ def train(
     if not state.finished:
         raise ConfigError(f"The task ran out of batches after step {state.step} of {config.steps}.")
     _each(callbacks, "on_end", state)
+    state.engine.close()
     return state.history
 
 

@@ -59,9 +59,10 @@ def distance(one, other):
     return (sum((a - b) ** 2 for a, b in pairs) / sum(a**2 for a, _ in pairs)) ** 0.5
 
 
+@pytest.mark.parametrize("precision", ["bf16", "bf16_weights"])
 @pytest.mark.parametrize("world", [1, 2, 4])
-def test_bf16_gradients_point_where_those_of_fp32_do_on_any_number_of_ranks(worlds, world):
-    exact, rounded = worlds[1]["fp32"], worlds[world]["bf16"]
+def test_bf16_gradients_point_where_those_of_fp32_do_on_any_number_of_ranks(worlds, world, precision):
+    exact, rounded = worlds[1]["fp32"], worlds[world][precision]
     assert 0 < distance(exact["gradients"], rounded["gradients"]) < 0.1
     assert exact["history"][0]["grad_norm"] == pytest.approx(rounded["history"][0]["grad_norm"], rel=0.05)
 

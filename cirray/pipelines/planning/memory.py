@@ -57,13 +57,15 @@ def count_weights(module: nn.Module) -> Weights:
 def training_states(weights: Weights, config: LoopConfig, world: int) -> States:
     """Memory of an engine between and during steps (Rajbhandari et al., "ZeRO", 2020, figure 1, for fp32 weights).
 
-    torch: weights, gradients, AdamW's two moments and a counter of four bytes a tensor, all whole on every GPU.
+    torch: weights, gradients, AdamW's two moments and a counter of four bytes a tensor, all whole on every GPU; with
+    weights in bf16 their fp32 copies too, and gradients that are fp32 when the optimiser gets them.
     DeepSpeed shares moments and an fp32 copy of the weights from stage 1, gradients from stage 2, weights from stage 3.
     """
     moments = 2 * _MOMENTS * weights.trained + 4 * weights.tensors
     whole = weights.trained_bytes + weights.frozen_bytes
     if config.engine != "deepspeed" or config.zero_stage == 0:
-        return States(whole, weights.trained_bytes, moments)
+        copies = _MASTER * weights.trained if config.precision == "bf16_weights" else 0
+        return States(whole, max(copies, weights.trained_bytes), moments + copies)
     stage, share = config.zero_stage, max(world, 1)
     kept = whole if stage < 3 else -(-whole // share)
     gradients = weights.trained_bytes if stage == 1 else -(-weights.trained_bytes // share) + _BUCKETS

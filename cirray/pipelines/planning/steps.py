@@ -3,6 +3,7 @@
 from dataclasses import dataclass, replace
 
 import torch
+from torch import nn
 
 from cirray.generators.mtg import ModificationTextModel
 from cirray.generators.trainable import AnswerLoss, Answers
@@ -12,6 +13,7 @@ from cirray.models.dual import DualEncoderRetriever
 from cirray.pipelines.planning.memory import States, Weights, count_weights, training_states
 from cirray.training.config import LoopConfig, PiecesConfig, TrainingConfig
 from cirray.training.generation import AlignmentBatch, AlignmentPass
+from cirray.training.halves import Halves
 from cirray.training.objectives import retrieval_loss, wanted_outputs
 from cirray.training.tracing import Trace, trace_step
 
@@ -51,7 +53,7 @@ class Counted:
     @property
     def bf16(self) -> bool:
         """Whether the forward pass runs under autocast."""
-        return self.loop.precision == "bf16"
+        return self.loop.precision != "fp32"
 
     @property
     def rows(self) -> int:
@@ -103,7 +105,8 @@ def count_retriever(
     checked, rows = without_data(config), rows_at_once(config, world)
     batch = retrieval_batch(model, checked, tokens, rows, text_tokens)
     model.train()
-    bf16 = config.precision == "bf16"
+    _round(model, config)
+    bf16 = config.precision != "fp32"
     trace = trace_step(lambda: retrieval_loss(model, batch, checked, Ranks(world)).total, model, batch, bf16)
     weights = count_weights(model)
     patches = 2 * batch.reference_BPD.numel() * batch.reference_BPD.element_size()
@@ -166,7 +169,8 @@ def count_generator(
         found = model(*inputs)
         return found.total / found.tokens
 
-    trace = trace_step(loss, model, inputs, config.precision == "bf16", gpu)
+    _round(model, config)
+    trace = trace_step(loss, model, inputs, config.precision != "fp32", gpu)
     weights = count_weights(model)
     patches = 2 * inputs[0].numel() * inputs[0].element_size()
     return Counted(weights, training_states(weights, config, world), trace, config, world, patches)
@@ -192,7 +196,8 @@ def count_alignment(
         soft = [found.image_BQE, *([] if found.difference_BQE is None else [found.difference_BQE])]
         return torch.stack([item.square().mean() for item in soft]).sum()
 
-    trace = trace_step(loss, model, batch, config.precision == "bf16", gpu)
+    _round(model, config)
+    trace = trace_step(loss, model, batch, config.precision != "fp32", gpu)
     weights = count_weights(model)
     size = first.numel() * first.element_size()
     return Counted(weights, training_states(weights, config, world), trace, config, world, size)
@@ -204,6 +209,12 @@ def generator_batch(rows: int, tokens: Tokens, answer: int) -> tuple[torch.Tenso
     ones = torch.ones(rows, answer, dtype=torch.int64)
     answers = Answers(ones, ones.bool(), torch.arange(rows * answer))
     return sides[0], sides[1], answers
+
+
+def _round(model: nn.Module, config: LoopConfig) -> None:
+    """Let a model's weights be as the engine has them."""
+    if config.precision == "bf16_weights":
+        Halves(model)
 
 
 def _texts(rows: int, length: int) -> TextBatch:

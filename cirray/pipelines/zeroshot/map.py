@@ -161,9 +161,10 @@ class Benchmark(Callback):
         if row is None or not (state.finished or state.step % self._every == 0):
             return
         data = self._dataset
-        result = evaluate_retriever(
-            self._retriever, self._features, data.queries, data.gallery_ids, data.protocol, galleries=data.galleries
-        )
+        with state.engine.full_weights():
+            result = evaluate_retriever(
+                self._retriever, self._features, data.queries, data.gallery_ids, data.protocol, galleries=data.galleries
+            )
         row.update({f"{SPLIT}{name}": value for name, value in result.metrics.items()})
 
 

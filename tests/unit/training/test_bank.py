@@ -276,3 +276,8 @@ def test_bf16_training_neither_rounds_the_bank_nor_the_cosines_of_duplicates(mak
         assert task.loss(task.model(), task.batch(triplets[:4]), NoGather()).total.dtype == torch.float32
     assert torch.equal(exact.rows.tokens_MQD, rounded.rows.tokens_MQD) and torch.equal(*masks)
     assert torch.equal(masks[0], exact.hiding(every, every).further(WHOLE))
+
+
+def test_the_bank_joins_bf16_weights(make_task):
+    task, config = make_task(objective="spn", steps=2, precision="bf16_weights")
+    assert len(train(task, config, TorchEngine)) == 2

@@ -1,10 +1,11 @@
 """The user's DeepSpeed settings inside the YAML tree."""
 
 import pytest
+import torch
 
 from cirray.core.errors import ConfigError
 from cirray.training.config import TrainingConfig
-from cirray.training.deepspeed_engine import deepspeed_config
+from cirray.training.deepspeed_engine import DeepSpeedEngine, deepspeed_config
 
 
 def test_settings_of_the_user_go_over_those_of_the_engine():
@@ -22,3 +23,8 @@ def test_settings_of_the_user_go_over_those_of_the_engine():
 def test_settings_that_have_fields_of_their_own_are_refused(settings):
     with pytest.raises(ConfigError, match="is decided by training"):
         deepspeed_config(TrainingConfig(deepspeed=settings), world=1)
+
+
+def test_bf16_weights_without_a_stage_are_refused():
+    with pytest.raises(ConfigError, match="zero_stage 1, 2 or 3, or engine torch"):
+        DeepSpeedEngine(torch.nn.Linear(2, 1), TrainingConfig(precision="bf16_weights", zero_stage=0))

@@ -29,10 +29,11 @@ TRIPLETS = [
 BAGS = {name: [("red",), ("blue", "small"), ("round",)] for name in "abcd"}
 
 
-def test_training_lowers_the_answer_loss_and_leaves_the_language_model_alone(model_of, features):
+@pytest.mark.parametrize("precision", ["fp32", "bf16_weights"])
+def test_training_lowers_the_answer_loss_and_leaves_the_language_model_alone(model_of, features, precision):
     model = model_of()
     before = [weight.clone() for weight in model.lm.parameters()]
-    config = AnswerTrainingConfig(steps=30, batch=4, log_every=1, optimizer={"lr": 1e-2})
+    config = AnswerTrainingConfig(steps=30, batch=4, log_every=1, optimizer={"lr": 1e-2}, precision=precision)
     history = train(GeneratorTask(model, TRIPLETS, features, config), config, TorchEngine)
     assert history[-1]["loss"] < 0.8 * history[0]["loss"]
     assert all(torch.equal(old, new) for old, new in zip(before, model.lm.parameters(), strict=True))

@@ -214,3 +214,38 @@ def test_bf16_keeps_fp32_weights_and_lowers_the_loss(make_task):
     history = train(task, config, TorchEngine)
     assert history[-1]["loss"] < history[0]["loss"]
     assert {value.dtype for value in task.model().state_dict().values()} == {torch.float32}
+
+
+def test_bf16_weights_are_updated_in_fp32_and_the_model_ends_with_fp32(make_task, tmp_path):
+    fields = {"steps": 12, "batch": 8, "log_every": 4, "precision": "bf16_weights", "optimizer": {"lr": 1e-2}}
+    (task, config), seen = make_task(checkpoint_every=6, **fields), []
+
+    class Look(Callback):
+        def on_step(self, state, row):
+            seen.append({item.dtype for item in state.engine.module.parameters()})
+
+    history = train(task, config, TorchEngine, [Checkpoints(tmp_path), Look()])
+    assert history[-1]["loss"] < history[0]["loss"]
+    assert seen == [{torch.bfloat16}] * 12
+    ended = weights(task)
+    assert {value.dtype for value in ended.values()} == {torch.float32}
+    assert any(not torch.equal(value, value.bfloat16().float()) for value in ended.values())
+    again, _ = make_task(checkpoint_every=6, **fields)
+    assert train(again, config, TorchEngine, resume=tmp_path / "step-00000006") == history
+    assert all(torch.equal(value, ended[name]) for name, value in weights(again).items())
+
+
+def test_a_small_update_is_not_lost_to_bf16_and_frozen_weights_come_back_as_they_were():
+    model = torch.nn.Linear(4, 2)
+    model.bias.requires_grad_(False)
+    frozen, begin = model.bias.detach().clone(), model.weight.detach().clone()
+    flat = {"schedule": "constant", "warmup": 0, "lr": 1e-5, "weight_decay": 0.0}
+    engine = TorchEngine(model, LoopConfig(precision="bf16_weights", optimizer=flat))
+    for _ in range(50):
+        with torch.autocast("cpu", dtype=torch.bfloat16):
+            loss = engine.module(torch.ones(1, 4)).sum()
+        engine.backward(loss)
+        engine.step()
+    engine.close()
+    assert torch.allclose(begin - model.weight, torch.full((2, 4), 5e-4), rtol=1e-2)
+    assert torch.equal(model.bias, frozen)

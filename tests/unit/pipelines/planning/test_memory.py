@@ -70,10 +70,22 @@ def test_weights_gradients_and_optimiser_of_the_torch_engine_are_exact():
     assert said.total == said.weights + said.gradients + said.optimizer
 
 
+def test_bf16_weights_of_the_torch_engine_are_counted_with_their_fp32_copies():
+    network, config = model(), LoopConfig(precision="bf16_weights")
+    engine = TorchEngine(network, config)
+    engine.backward(sum(item.float().square().sum() for item in network.parameters()))
+    engine.step()
+    said = training_states(count_weights(network), config, 1)
+    assert said.weights == held(network.parameters())
+    states = [value for state in engine._optimizer.state.values() for value in state.values()]
+    assert said.optimizer == held([*states, *engine._updated])
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16_weights"])
 @pytest.mark.parametrize("stage", [1, 2])
-def test_what_deepspeed_shares_is_what_it_holds_on_one_rank(stage):
+def test_what_deepspeed_shares_is_what_it_holds_on_one_rank(stage, precision):
     network = model()
-    config = LoopConfig(engine="deepspeed", zero_stage=stage)
+    config = LoopConfig(engine="deepspeed", zero_stage=stage, precision=precision)
     engine = DeepSpeedEngine(network, config)
     engine.backward(sum(item.square().sum() for item in network.parameters()))
     engine.step()

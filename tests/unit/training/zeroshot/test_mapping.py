@@ -40,8 +40,9 @@ def test_the_objectives_are_these():
 
 
 @pytest.mark.parametrize("objective", ["mapping", "pic2word", "text_only", "distil"])
-def test_only_phi_and_injection_train_whatever_the_objective(make_setup, objective):
-    task = make(make_setup, objective)
+@pytest.mark.parametrize("precision", ["fp32", "bf16_weights"])
+def test_only_phi_and_injection_train_whatever_the_objective(make_setup, objective, precision):
+    task = make(make_setup, objective, precision=precision)
     retriever = task.setup.retriever
     before = {name: value.clone() for name, value in retriever.state_dict().items()}
     history = train(task, task.setup.config, TorchEngine)
