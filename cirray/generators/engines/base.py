@@ -51,11 +51,42 @@ class Reply:
     error: str = ""
     tokens_in: int = 0
     tokens_out: int = 0
+    cut: int = 0
+    """Limit of tokens at which the answer was cut; 0: it ended, or nobody tells."""
 
     def checked(self, defect: Defect) -> "Reply":
         """The reply, or one that says what is wrong with its text."""
         fault = "" if self.error else defect(self.text)
-        return replace(self, text="", error=f"the answer {fault}: {self.text[:80]!r}") if fault else self
+        told = f", and was cut at max_tokens={self.cut}" if self.cut else ""
+        return replace(self, text="", error=f"the answer {fault}: {self.text[:80]!r}{told}") if fault else self
+
+
+@dataclass
+class Tries:
+    """What the answers to one question have cost, over all its tries."""
+
+    read: int = 0
+    written: int = 0
+    least: float = 0.0
+    """Least temperature of the next try."""
+
+    def settled(self, reply: Reply, defect: Defect, tries: int, last: bool) -> Reply | None:
+        """The reply that stands, with the tokens of all tries; None: its text has a defect, so it is asked for again.
+
+        Args:
+            reply: the engine's.
+            defect: what is wrong with a text.
+            tries: times that a question is asked.
+            last: whether this was the last of them.
+        """
+        self.read, self.written = self.read + reply.tokens_in, self.written + reply.tokens_out
+        checked = reply.checked(defect)
+        wrong = bool(checked.error) and not reply.error
+        self.least = DRAWN
+        if wrong and not last:
+            return None
+        told = f"{checked.error} ({tries} tries)" if wrong else checked.error
+        return replace(checked, error=told, tokens_in=self.read, tokens_out=self.written)
 
 
 class Engine(Protocol):

@@ -71,6 +71,8 @@ class HfEngineConfig(AnswerConfig):
     """Folder or hub id of a model of pictures and texts, or of texts alone."""
     batch: Effort[int] = Field(8, ge=1)
     """Questions answered together."""
+    tries: Effort[int] = Field(3, ge=1, le=100)
+    """Times that a question is asked when its answer has a defect."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Type of the weights; `auto`: float32 on the CPU, else bfloat16."""
 

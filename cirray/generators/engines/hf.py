@@ -13,8 +13,9 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageText
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from cirray.core.contents import directory_digest
+from cirray.core.seeding import derive_seed
 from cirray.data.images import open_image
-from cirray.generators.engines.base import Defect, Question, Reply, Shot
+from cirray.generators.engines.base import Defect, Question, Reply, Shot, Tries
 from cirray.generators.engines.config import ENGINES, HfEngineConfig
 from cirray.models.quiet import quiet
 from cirray.models.sources.files import READ_ERRORS, at_home, unreadable
@@ -22,6 +23,7 @@ from cirray.models.sources.pretrained import pretrained, pretrained_model
 from cirray.models.sources.tokenizers import with_whole_tokenizer
 from cirray.types import stable_id
 
+_ENDLESS = 2**31
 _FILES = "config.json, weights, and the files of tokenizer and, for pictures, processor"
 
 
@@ -64,11 +66,17 @@ class HfEngine:
 
     @torch.inference_mode()
     def ask(self, questions: Sequence[Question], defect: Defect) -> list[Reply]:
-        """See `Engine.ask`. Greedy answers do not change, so each question is asked once."""
-        replies = []
-        for begin in range(0, len(questions), self._settings.batch):
-            replies += self._batch(questions[begin : begin + self._settings.batch])
-        return [reply.checked(defect) for reply in replies]
+        """See `Engine.ask`. Answers with a defect are asked for again after all others, less greedily."""
+        most, size = self._settings.tries, self._settings.batch
+        tries, settled = [Tries() for _ in questions], dict[int, Reply]()
+        for attempt in range(most):
+            left = [place for place in range(len(questions)) if place not in settled]
+            for places in (left[begin : begin + size] for begin in range(0, len(left), size)):
+                replies = self._batch([questions[place] for place in places], tries[places[0]].least, attempt)
+                for place, reply in zip(places, replies, strict=True):
+                    if found := tries[place].settled(reply, defect, most, attempt + 1 == most):
+                        settled[place] = found
+        return [settled[place] for place in range(len(questions))]
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -76,21 +84,47 @@ class HfEngine:
             return torch.bfloat16 if self._settings.dtype == "bfloat16" else torch.float32
         return torch.float32 if self._device == "cpu" else torch.bfloat16
 
-    def _batch(self, questions: Sequence[Question]) -> list[Reply]:
+    def _batch(self, questions: Sequence[Question], least: float, attempt: int) -> list[Reply]:
+        """Answers at no lower temperature than `least`; what is drawn is the same for the same questions."""
         shown = [[part for part in question.parts if isinstance(part, Shot)] for question in questions]
         if any(shown) and not self._sees:
             return [Reply("", f"{self._settings.source!r} is a language model without vision")] * len(questions)
         inputs = self._inputs(questions, shown)
-        sampling = {"do_sample": True, "temperature": self._settings.temperature} if self._settings.temperature else {}
-        ids_BT = self._model.generate(
-            **inputs, max_new_tokens=self._settings.max_tokens, pad_token_id=self._tokenizer.pad_token_id,
-            **(sampling or {"do_sample": False}),
-        )  # fmt: skip
+        read, most = inputs["attention_mask"].sum(dim=1).tolist(), self._context - self._settings.max_tokens
+        if max(read) > most:
+            able = [question for question, count in zip(questions, read, strict=True) if count <= most]
+            answered = iter(self._batch(able, least, attempt) if able else [])
+            return [next(answered) if count <= most else self._too_long(count) for count in read]
+        heat, limit = max(self._settings.temperature, least), self._settings.max_tokens
+        sampling = {"do_sample": True, "temperature": heat} if heat else {"do_sample": False}
+        with torch.random.fork_rng([self._device] if torch.device(self._device).type == "cuda" else []):
+            torch.manual_seed(derive_seed(attempt, *inputs["input_ids"].flatten().tolist()))
+            ids_BT = self._model.generate(
+                **inputs, max_new_tokens=limit, pad_token_id=self._tokenizer.pad_token_id, **sampling
+            )
         new_BT = ids_BT[:, inputs["input_ids"].shape[1] :]
-        read = inputs["attention_mask"].sum(dim=1).tolist()
         written = (new_BT != self._tokenizer.pad_token_id).sum(dim=1).tolist()
         texts = self._tokenizer.batch_decode(new_BT, skip_special_tokens=True)
-        return [Reply(text.strip(), "", *counts) for text, *counts in zip(texts, read, written, strict=True)]
+        ends = self._ends
+        cuts = [limit * (row_T[-1].item() not in ends and len(row_T) == limit) for row_T in new_BT]
+        return [Reply(text.strip(), "", *told) for text, *told in zip(texts, read, written, cuts, strict=True)]
+
+    @cached_property
+    def _context(self) -> int:
+        """Tokens of question and answer together that the model was made for."""
+        return int(getattr(self._model.config.get_text_config(), "max_position_embeddings", None) or _ENDLESS)
+
+    def _too_long(self, count: int) -> Reply:
+        return Reply(
+            "", f"the question has {count:,} tokens, and the answer up to max_tokens={self._settings.max_tokens}: "
+            f"together more than the {self._context:,} of the model's context"
+        )  # fmt: skip
+
+    @cached_property
+    def _ends(self) -> set[int]:
+        """Ids that stand where an answer has ended."""
+        named = self._model.generation_config.eos_token_id
+        return {self._tokenizer.pad_token_id, *(named if isinstance(named, list) else [named])}
 
     def _inputs(self, questions: Sequence[Question], shown: Sequence[Sequence[Shot]]) -> Any:
         texts = [self._framed(question) for question in questions]

@@ -18,7 +18,7 @@ import httpx
 
 from cirray.core.environ import variable
 from cirray.core.errors import ConfigError, GenerationError, reason_of, unknown_name
-from cirray.generators.engines.base import DRAWN, Defect, Question, Reply
+from cirray.generators.engines.base import Defect, Question, Reply, Tries
 from cirray.generators.engines.config import ENGINES, HttpConfig
 from cirray.types import stable_id
 
@@ -31,16 +31,11 @@ _REFUSED_AT_FIRST = 8
 
 
 class _Failed(Exception):
-    """One try that failed. `wait_s`: the pause that the server asked for; `final`: no other try will help; `answered`:
-    there was an answer of so many `tokens` that was no good.
-    """
+    """One try without an answer. `wait_s`: the pause that the server asked for; `final`: no other try will help."""
 
-    def __init__(
-        self, reason: str, wait_s: float = 0.0, final: bool = False, tokens: tuple[int, int] = (0, 0),
-        answered: bool = False,
-    ) -> None:  # fmt: skip
+    def __init__(self, reason: str, wait_s: float = 0.0, final: bool = False) -> None:
         super().__init__(reason)
-        self.wait_s, self.final, self.tokens, self.answered = wait_s, final, tokens, answered
+        self.wait_s, self.final = wait_s, final
 
 
 @ENGINES.register("http")
@@ -117,27 +112,25 @@ class HttpEngine:
         return 0
 
     def _answer(self, question: Question, defect: Defect) -> Reply:
-        begun, turn, urls, read, written = time.monotonic(), self._next_turn(), self._settings.endpoints, 0, 0
-        reason, least = "", 0.0
-        for attempt in range(self._settings.tries):
+        begun, turn, urls = time.monotonic(), self._next_turn(), self._settings.endpoints
+        most, own, reason = self._settings.tries, Tries(), ""
+        for attempt in range(most):
+            last = attempt + 1 == most
             try:
-                reply = self._try(question, urls[(turn + attempt) % len(urls)], defect, least)
-                return Reply(reply.text, "", read + reply.tokens_in, written + reply.tokens_out)
+                reply = self._try(question, urls[(turn + attempt) % len(urls)], own.least)
+                if settled := own.settled(reply, defect, most, last):
+                    return settled
             except _Failed as failed:
                 if failed.final:
                     return self._refuse(str(failed))
-                reason, read, written = str(failed), read + failed.tokens[0], written + failed.tokens[1]
-                if failed.answered:
-                    least = DRAWN
-                elif attempt + 1 < self._settings.tries:
+                reason = str(failed)
+                if not last:
                     time.sleep(min(LONGEST_PAUSE_S, max(failed.wait_s, FIRST_PAUSE_S * 2**attempt)))
         if self._answered_at < begun:
-            raise GenerationError(
-                f"{reason}, {self._settings.tries} times. What is finished is kept: start the server and run again."
-            )
-        return Reply("", f"{reason} ({self._settings.tries} tries)", read, written)
+            raise GenerationError(f"{reason}, {most} times. What is finished is kept: start the server and run again.")
+        return Reply("", f"{reason} ({most} tries)", own.read, own.written)
 
-    def _try(self, question: Question, url: str, defect: Defect, least: float) -> Reply:
+    def _try(self, question: Question, url: str, least: float) -> Reply:
         """One request, at no lower temperature than `least`."""
         asks_schema = self._schemas and question.schema is not None
         reply = self._send("POST", url, "/chat/completions", json=self._body(question, asks_schema, least))
@@ -152,11 +145,7 @@ class HttpEngine:
             raise _Failed(f"{url} sent no chat completion: {self._hidden(reply.text)[:80]!r}") from None
         with self._lock:
             self._answered_at, self._answered = time.monotonic(), self._answered + 1
-        checked = Reply(text, "", *tokens).checked(defect)
-        if checked.error:
-            told = f", and was cut at max_tokens={self._settings.max_tokens}" if cut else ""
-            raise _Failed(checked.error + told, tokens=tokens, answered=True)
-        return checked
+        return Reply(text, "", *tokens, cut=self._settings.max_tokens if cut else 0)
 
     def _raise(self, reply: httpx.Response, url: str, asked_schema: bool) -> None:
         status, said = reply.status_code, self._hidden(_said(reply))

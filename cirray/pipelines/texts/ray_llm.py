@@ -19,7 +19,7 @@ from cirray.core.errors import ConfigError, DataError, GenerationError
 from cirray.core.extras import require
 from cirray.generators.base import WriterSetup
 from cirray.generators.config import GeneratorChoice, LmmConfig
-from cirray.generators.engines.base import DRAWN, Reply
+from cirray.generators.engines.base import DRAWN, Reply, Tries
 from cirray.generators.engines.config import RayLlmConfig
 from cirray.generators.lmm import LmmGenerator
 from cirray.generators.pictures import PictureLookup, Shots
@@ -95,12 +95,12 @@ def answered(row: Mapping[str, Any]) -> dict[str, Any]:
 
 @dataclass
 class _Open:
-    """A part that is not written: its pairs, what is settled of it, and tokens of answers that were no good."""
+    """A part that is not written: its pairs, what is settled of it, and the tries of what is not."""
 
     table: pa.Table
     settled: dict[str, dict[str, Any]]
     awaited: set[str] = field(default_factory=set)
-    spent: dict[str, tuple[int, int]] = field(default_factory=dict)
+    tries: dict[str, Tries] = field(default_factory=dict)
 
     def asked(self) -> pa.Table:
         """The pairs that are to be asked about now."""
@@ -159,16 +159,10 @@ class ByRayLlm:
     def _settle(self, part: _Open, pair_id: str, reply: Reply, last: bool) -> None:
         """Take an answer, but for one with a defect that can be asked for again."""
         generator: Any = self.worker.generator
-        checked = reply.checked(generator.defect)
-        before, tokens = part.spent.get(pair_id, (0, 0)), (reply.tokens_in, reply.tokens_out)
-        part.spent[pair_id] = (before[0] + tokens[0], before[1] + tokens[1])
-        wrong = bool(checked.error) and not reply.error
-        if wrong and not last:
-            return
-        told = f"{checked.error} ({self._own.tries} tries)" if wrong else checked.error
-        read, written = part.spent[pair_id]
-        made = generator.generation(pair_id, replace(checked, error=told, tokens_in=read, tokens_out=written))
-        part.settled[pair_id] = asdict(made)
+        own, limit = part.tries.setdefault(pair_id, Tries()), self._own.max_tokens
+        told = replace(reply, cut=limit if reply.tokens_out >= limit else 0)
+        if settled := own.settled(told, generator.defect, self._own.tries, last):
+            part.settled[pair_id] = asdict(generator.generation(pair_id, settled))
 
     def _rows(self, tables: Sequence[pa.Table], config: RayConfig, least: float) -> Iterator[Mapping[str, Any]]:
         import ray.data

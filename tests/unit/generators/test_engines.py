@@ -287,7 +287,48 @@ def test_the_twin_in_this_process_answers_as_the_library_does(tmp_path):
             ids = model.generate(**inputs, do_sample=False, max_new_tokens=6)[:, inputs["input_ids"].shape[1] :]
         assert reply.text == processor.batch_decode(ids, skip_special_tokens=True)[0].strip()
         assert reply.tokens_in == inputs["input_ids"].shape[1]
-    assert twin.ask(asked[:1], lambda text: "is nonsense")[0].error.startswith("the answer is nonsense: ")
+
+
+def small_llava(tmp_path, **fields):
+    """An engine over a tiny model, with a list of the temperatures at which it has been asked."""
+    made = HfEngine(
+        validate(HfEngineConfig, {"source": CAPTIONED.save_llava(tmp_path / "llava"), "max_tokens": 6, **fields}), "cpu"
+    )
+    asked, generate = [], made._model.generate
+
+    def noted(**inputs):
+        asked.append((len(inputs["input_ids"]), inputs.get("temperature", 0)))
+        return generate(**inputs)
+
+    made._model.generate = noted
+    return made, asked
+
+
+def test_the_twin_asks_for_answers_with_a_defect_again_less_greedily_as_the_others_do(tmp_path):
+    twin, asked = small_llava(tmp_path, batch=2)
+    questions = [Question((word,)) for word in ("red", "blue", "circle")]
+    first = [reply.text for reply in twin.ask(questions, fine)]
+    assert asked == [(2, 0), (1, 0)]
+    asked.clear()
+    replies = twin.ask(questions, lambda text: "is nonsense" if text == first[1] else "")
+    assert asked == [(2, 0), (1, 0), (1, 0.5)] and [replies[0].text, replies[2].text] == [first[0], first[2]]
+    assert replies[1].text not in ("", first[1]) and replies[1].tokens_out > replies[0].tokens_out
+    assert twin.ask(questions, lambda text: "is nonsense" if text == first[1] else "") == replies
+    asked.clear()
+    told = twin.ask(questions[:1], lambda text: "is nonsense")[0].error
+    assert told.startswith("the answer is nonsense: ") and told.endswith(", and was cut at max_tokens=6 (3 tries)")
+    assert asked == [(1, 0), (1, 0.5), (1, 0.5)]
+
+
+def test_a_question_too_long_for_the_twins_context_is_a_row_and_the_others_are_answered(tmp_path):
+    twin, asked = small_llava(tmp_path)
+    twin._model.config.text_config.max_position_embeddings = 20
+    replies = twin.ask([Question(("red",)), Question(("red " * 15,)), Question(("blue",))], fine)
+    assert replies[1].error == (
+        "the question has 19 tokens, and the answer up to max_tokens=6: "
+        "together more than the 20 of the model's context"
+    )
+    assert replies[0].text and replies[2].text and asked == [(2, 0)]
 
 
 def test_a_text_model_in_this_process_reads_words_and_says_that_it_sees_nothing(tmp_path):
