@@ -68,6 +68,11 @@ class GallerySights:
         """See `Sights.image`: the original file while it is there, else the thumbnail."""
         return picture_of(None, image_id, None, self.gallery, self.limits, whole=True)
 
+    def picture_key(self, image_id: str) -> str:
+        """See `Sights.picture_key`."""
+        found = self.gallery.original(image_id)
+        return found[1] if found else picture_digest(_thumbnail(self.gallery, image_id))
+
 
 def cut(image: Image.Image, box: Box) -> Image.Image:
     """The part of an upright picture that lies in a box.

@@ -37,6 +37,11 @@ class DataSights:
         place = self.images.place(image_id)
         return open_place(place, name=place.name(image_id))
 
+    def picture_key(self, image_id: str) -> str:
+        """See `Sights.picture_key`."""
+        assert self.images is not None
+        return self.images.place(image_id).text()
+
 
 class Lifting(Protocol):
     """Changes the retriever's order."""

@@ -14,9 +14,11 @@ import cirray
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, GenerationError
 from cirray.data.benchmark import Protocol
+from cirray.data.pixels import thumbnail
 from cirray.evaluation.evaluate import evaluate_retriever, score_rows
 from cirray.evaluation.reranked import DataSights, RerankedEvaluation
 from cirray.generators.engines import http
+from cirray.generators.rerankers import lmm as lmm_reranker
 from cirray.generators.rerankers.base import Asked, Reranking
 from cirray.generators.rerankers.config import RerankChoice
 from cirray.image_text import load_models
@@ -171,6 +173,19 @@ def test_a_large_model_sees_both_pictures_and_its_points_order_the_answers(tiny,
         TEXTS[0] in stub.texts()[0]
         and "score" in stub.bodies[0]["response_format"]["json_schema"]["schema"]["required"]
     )
+
+
+def test_a_picture_is_prepared_once_for_all_queries_and_a_sent_one_has_a_name_of_its_own(tiny, monkeypatch):
+    made = []
+    monkeypatch.setattr(lmm_reranker, "thumbnail", lambda image, side: made.append(1) or thumbnail(image, side))
+    with LMM.Stub(lambda body, number: {"score": 5}) as stub:
+        found = engine(tiny, "lmm", 23, **lmm(stub.url, picture_ids=True))
+        for text in TEXTS:
+            found.search(text, gallery_id="plain/02", k=3)
+        assert len(stub.bodies) == 4 * 23 and len(made) == 24
+        found.search(TEXTS[0], image=tiny.images / "plain/04.png", k=3)
+    names = {body["messages"][0]["content"][1]["uuid"] for body in stub.bodies}
+    assert len(names) == 2 and len(made) == 25
 
 
 def test_a_query_whose_answers_cannot_be_scored_keeps_its_order(tiny, plain, caplog):

@@ -1,11 +1,14 @@
 """The engine interface: questions of pictures and text in, one reply each out, failures as values. No torch."""
 
 import base64
+import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol, TypeVar
 
 from cirray.core.config import Config
+from cirray.types import stable_id
 
 SettingsT = TypeVar("SettingsT", bound=Config, contravariant=True)
 Defect = Callable[[str], str]
@@ -21,6 +24,11 @@ class Shot:
     picture_id: str
     data: bytes
 
+    @cached_property
+    def digest(self) -> str:
+        """Of the bytes."""
+        return hashlib.blake2b(self.data, digest_size=16).hexdigest()
+
 
 @dataclass(frozen=True)
 class Question:
@@ -35,12 +43,17 @@ class Question:
         return sum(isinstance(part, Shot) for part in self.parts)
 
     def content(self, picture_ids: bool) -> str | list[dict[str, Any]]:
-        """The question as a message of OpenAI's chat completions holds it. With `picture_ids` a picture says its id, by
-        which an engine can use its encoder's work again.
+        """The question as a message of OpenAI's chat completions holds it. With `picture_ids` every picture says its
+        digest, by which an engine can use its encoder's work again.
         """
         if all(isinstance(part, str) for part in self.parts):
             return "".join(map(str, self.parts))
         return [_part(part, picture_ids) for part in self.parts]
+
+    def key(self, engine: str) -> str:
+        """Digest of the question as put to an engine of this digest: another picture or word is another question."""
+        said = (part.digest if isinstance(part, Shot) else f"say {part}" for part in self.parts)
+        return stable_id("question", engine, *said)
 
 
 @dataclass(frozen=True)
@@ -121,4 +134,4 @@ def _part(part: str | Shot, with_id: bool) -> dict[str, Any]:
         return {"type": "text", "text": part}
     kind = "png" if part.data.startswith(b"\x89PNG") else "jpeg"
     url = f"data:image/{kind};base64,{base64.b64encode(part.data).decode()}"
-    return {"type": "image_url", "image_url": {"url": url}, **({"uuid": part.picture_id} if with_id else {})}
+    return {"type": "image_url", "image_url": {"url": url}, **({"uuid": part.digest} if with_id else {})}

@@ -43,7 +43,8 @@ class HttpConfig(AnswerConfig):
     tries: Effort[int] = Field(6, ge=1, le=100)
     """Times that a question is asked, with growing pauses, when the server is busy, silent or answers nonsense."""
     picture_ids: Effort[bool] = False
-    """Send a picture's id with it (`uuid`, as vLLM takes it), so that the server can reuse its encoder's work."""
+    """Send a digest of every picture with it (`uuid`, as vLLM takes it), so that the server can reuse its encoder's
+    work."""
 
     @field_validator("endpoints")
     @classmethod

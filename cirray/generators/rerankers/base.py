@@ -3,7 +3,7 @@
 Shapes: K answers of a query, P patches, W width of the tower's tokens.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeVar
 
@@ -19,6 +19,9 @@ from cirray.generators.rerankers.config import RERANKERS, RerankChoice, Reranker
 _LOG = get_logger(__name__)
 Listed = Sequence[tuple[str, float]]
 """Answers of a query, best first, with the retriever's scores."""
+Remember = Callable[[Mapping[str, Any], Callable[[Sequence[Any]], Sequence[Any]]], Mapping[str, Any]]
+"""(questions by key, what answers some of them in order) -> an answer of every key, from memory where it is there.
+Answers are values that JSON holds."""
 SettingsT = TypeVar("SettingsT", bound=Config, contravariant=True)
 
 
@@ -30,6 +33,9 @@ class Sights(Protocol):
 
     def image(self, image_id: str) -> Image.Image:
         """The picture. Raises DataError: there is none, or it cannot be read."""
+
+    def picture_key(self, image_id: str) -> str:
+        """Equal for equal pictures alone. Raises DataError: there is none."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +66,11 @@ class Reranker(Protocol):
         """
 
 
+def no_memory(asked: Mapping[str, Any], ask: Callable[[Sequence[Any]], Sequence[Any]]) -> Mapping[str, Any]:
+    """Asks every question: see `Remember`."""
+    return dict(zip(asked, ask(list(asked.values())), strict=True))
+
+
 @dataclass(frozen=True)
 class RerankSetup:
     """What a reranker is made with."""
@@ -67,6 +78,8 @@ class RerankSetup:
     encoder: Any
     """The retriever whose answers it scores."""
     device: str = "cpu"
+    remember: Remember = no_memory
+    """Keeps answers that cost much, so that a run that is done again need not ask for them."""
 
 
 class MakeReranker(Protocol[SettingsT]):
@@ -83,7 +96,7 @@ class MakeReranker(Protocol[SettingsT]):
 class Reranking:
     """A reranker and how many answers it is shown; `unscored` counts the queries whose order it left as it was."""
 
-    def __init__(self, choice: RerankChoice, encoder: Any, device: str = "cpu") -> None:
+    def __init__(self, choice: RerankChoice, encoder: Any, device: str = "cpu", remember: Remember = no_memory) -> None:
         """Make the reranker.
 
         Raises:
@@ -93,7 +106,7 @@ class Reranking:
         self.choice, self.top, self.unscored = choice, choice.top, 0
         assert isinstance(choice.settings, RerankerConfig)
         self._needs_reference = choice.settings.needs_reference
-        self._reranker = RERANKERS.get(choice.kind)(choice.settings, RerankSetup(encoder, device))
+        self._reranker = RERANKERS.get(choice.kind)(choice.settings, RerankSetup(encoder, device, remember))
 
     def describe(self) -> str:
         """What it does, for reports."""

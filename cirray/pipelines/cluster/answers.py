@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -10,6 +10,8 @@ from cirray.core import storage
 from cirray.triplets.store import ANSWERS
 
 AskedT = TypeVar("AskedT")
+KEPT = (f"{ANSWERS}/*",)
+"""Files from which a stage without parts goes on."""
 PIECE_S = 60.0
 """Seconds that a piece of a part should take, by the rate of the one before it."""
 _FIRST_PIECE = 32
@@ -48,19 +50,47 @@ class Answers:
             useful: says whether an answer tells of the rate; what fails at once does not.
         """
         before = {key: answer for key, answer in self.kept(part).items() if key in asked}
-        left, made = [key for key in asked if key not in before], dict[str, Any]()
+        fresh, made = {key: item for key, item in asked.items() if key not in before}, dict[str, Any]()
+        for answers in self.pieces(fresh, ask, useful):
+            made |= answers
+            if len(made) < len(fresh):
+                self.keep(part, answers)
+        return before | made, made
+
+    def pieces(
+        self, asked: Mapping[str, AskedT], ask: Callable[[Sequence[AskedT]], Sequence[Any]],
+        useful: Callable[[Any], object] = bool,
+    ) -> Iterator[dict[str, Any]]:  # fmt: skip
+        """Answers by key, piece by piece; arguments as of `ask`."""
+        left = list(asked)
         while left:
             begin, keys = time.monotonic(), left[: self._rows]
-            answers = dict(zip(keys, ask([asked[key] for key in keys]), strict=True))
-            made, left = made | answers, left[len(keys) :]
-            if left:
-                self.keep(part, answers)
+            answers, left = dict(zip(keys, ask([asked[key] for key in keys]), strict=True)), left[len(keys) :]
             if worked := sum(map(bool, map(useful, answers.values()))):
                 self._paced(round(worked * PIECE_S / max(time.monotonic() - begin, 1e-6)))
-        return before | made, made
+            yield answers
 
     def _paced(self, rows: int) -> None:
         self._rows = max(1, rows if rows < self._batch else rows - rows % self._batch)
+
+
+class Remembered:
+    """Answers of a stage that is not cut into parts, each asked for once: every piece is kept until `forget`."""
+
+    def __init__(self, work_uri: str, name: str) -> None:
+        """Read what a killed run has left under this name."""
+        self._answers, self._name = Answers(work_uri), name
+        self._known = self._answers.kept(name)
+
+    def __call__(
+        self, asked: Mapping[str, AskedT], ask: Callable[[Sequence[AskedT]], Sequence[Any]]
+    ) -> Mapping[str, Any]:
+        """An answer of every key; `ask` gives one for each question, in order."""
+        fresh = {key: item for key, item in asked.items() if key not in self._known}
+        for answers in self._answers.pieces(fresh, ask):
+            self._answers.keep(self._name, answers)
+            self._known |= answers
+        return self._known
 
 
 def signs(work_uri: str) -> Callable[[], object]:

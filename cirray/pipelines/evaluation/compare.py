@@ -19,9 +19,10 @@ from cirray.evaluation.seen import Seen, seen_by
 from cirray.features.store import FeatureStore, check_tower
 from cirray.image_text import load_models
 from cirray.models.config import RETRIEVERS
+from cirray.pipelines.cluster.answers import KEPT, forget
 from cirray.pipelines.data.datasets import asked_digest
 from cirray.pipelines.evaluation.config import CompareRun
-from cirray.pipelines.evaluation.evaluate import read_history, reranked_evaluation
+from cirray.pipelines.evaluation.evaluate import memory, read_history, reranked_evaluation
 from cirray.pipelines.evaluation.query_shapes import ShapeRow, measure_shapes, shapes_table
 from cirray.pipelines.rewrites.texts import with_texts
 from cirray.search_engine import SearchEngine
@@ -47,15 +48,15 @@ def run_compare(run: CompareRun) -> Manifest:
             if name not in (*run.checkpoints, *run.encoders):
                 raise ConfigError(unknown_name(f"row in {field}", name, (*run.checkpoints, *run.encoders)))
     dataset = read_dataset(run.data)
-    stage = open_stage(run, "report", {"data": asked_digest(dataset)})
+    stage = open_stage(run, "report", {"data": asked_digest(dataset)}, KEPT)
     if stage.finished:
         return stage.finished
     features = FeatureStore.open_many(run.features)
-    rows, reranked = [], dict[str, str]()
+    rows, reranked, remember = [], dict[str, str](), memory(stage)
     with progress("evaluate", len(run.checkpoints) + len(run.encoders) + 1, "models") as advance:
         for name, encoder, seen in _encoders(run, dataset, features):
             asked = with_texts(dataset, run.row_texts[name])[0] if name in run.row_texts else dataset
-            rerank = reranked_evaluation(run.row_rerank.get(name), encoder, dataset, seen)
+            rerank = reranked_evaluation(run.row_rerank.get(name), encoder, dataset, seen, remember)
             result = evaluate_retriever(
                 encoder, seen, asked.queries, dataset.gallery_ids, dataset.protocol, galleries=dataset.galleries,
                 rerank=rerank,
@@ -79,6 +80,7 @@ def run_compare(run: CompareRun) -> Manifest:
     table = "\n\n".join([render_table(rows), *tables.values()])
     measured = {name: [row.to_dict() for row in found] for name, found in shapes.items()}
     extra = {"protocol": rows[0].results[0].protocol, "table": table} | ({"shapes": measured} if measured else {})
+    forget(stage.work_uri)
     return stage.publish(counts, metrics, extra)
 
 

@@ -29,10 +29,11 @@ from cirray.evaluation.vectors import rank_vectors
 from cirray.features.shards import read_contents
 from cirray.features.store import FeatureLookup, FeatureStore, check_tower
 from cirray.features.vector_files import VectorFile, open_array
-from cirray.generators.rerankers.base import Reranking
+from cirray.generators.rerankers.base import Remember, Reranking
 from cirray.generators.rerankers.config import RerankChoice
 from cirray.image_text import load_models
 from cirray.index.store import open_vectors
+from cirray.pipelines.cluster.answers import KEPT, Remembered, forget
 from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.cluster.parts import run_parts
 from cirray.pipelines.data.datasets import asked_digest
@@ -57,7 +58,7 @@ def run_evaluate(run: EvaluateRun) -> Manifest:
     the checkpoint's; DataError: the data set has no queries, or a query or image cannot be used.
     """
     dataset, rewrites = _dataset(run)
-    stage = open_stage(run, "report", {"data": asked_digest(dataset)}, kept=(f"{GALLERY}/*",))
+    stage = open_stage(run, "report", {"data": asked_digest(dataset)}, kept=(f"{GALLERY}/*", *KEPT))
     if stage.finished:
         return stage.finished
     features = FeatureStore.open_many(run.features)
@@ -83,6 +84,7 @@ def run_evaluate(run: EvaluateRun) -> Manifest:
     extra = {"protocol": result.protocol, "table": render_table(rows)} | ({"texts": rewrites} if rewrites else {})
     extra |= reranked
     storage.remove(storage.join(stage.work_uri, GALLERY))
+    forget(stage.work_uri)
     return stage.publish(counts, _metrics(result), extra)
 
 
@@ -117,7 +119,7 @@ def _rows(
             result = _score(run, plan, features, baseline, "image only")
         rows.append(ReportRow("image only", (result,)))
     seen = seen_by(encoder, features, dataset.images, transform)
-    rerank = reranked_evaluation(run.rerank, encoder, dataset, features, run.device)
+    rerank = reranked_evaluation(run.rerank, encoder, dataset, features, memory(stage), run.device)
     if run.index:
         path, ids = open_vectors(run.index, encoder.index_digests, features.info.encoder_digest)
         indexed = [VectorFile(str(path), ids, open_array(path))]
@@ -130,13 +132,19 @@ def _rows(
     return tuple(rows), rerank.reranking if rerank else None
 
 
+def memory(stage: Stage) -> Remember:
+    """Keeps a reranker's answers below a stage that is not finished; see `forget`."""
+    return Remembered(stage.work_uri, "rerank")
+
+
 def reranked_evaluation(
-    choice: RerankChoice | None, encoder: Any, dataset: CirDataset, features: FeatureLookup, device: str = "cpu"
-) -> RerankedEvaluation | None:
+    choice: RerankChoice | None, encoder: Any, dataset: CirDataset, features: FeatureLookup, remember: Remember,
+    device: str = "cpu",
+) -> RerankedEvaluation | None:  # fmt: skip
     """What scores the first answers of a data set's queries again, if anything does."""
     if choice is None:
         return None
-    return RerankedEvaluation(Reranking(choice, encoder, device), DataSights(features, dataset.images))
+    return RerankedEvaluation(Reranking(choice, encoder, device, remember), DataSights(features, dataset.images))
 
 
 def _score(

@@ -1,7 +1,10 @@
 """The evaluation stage on a small world, with random towers: what it writes and what it refuses."""
 
 import json
+import runpy
 from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -9,7 +12,7 @@ import pytest
 import torch
 from made_artifacts import from_triplets, stage_of
 
-from cirray.core.errors import ArtifactError, ConfigError, DataError, IndexMismatchError
+from cirray.core.errors import ArtifactError, ConfigError, DataError, GenerationError, IndexMismatchError
 from cirray.data.config import DataConfig, FolderConfig, ShapesConfig, TransformConfig
 from cirray.data.images import open_image
 from cirray.data.readers import read_dataset
@@ -29,6 +32,8 @@ from cirray.transforms import build_transform
 from cirray.triplets.schema import REJECTED_SCHEMA
 from cirray.triplets.store import write_part
 from cirray.types import Triplet
+
+LMM = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "lmm_stub.py")))
 
 
 @pytest.fixture(scope="module")
@@ -281,6 +286,52 @@ def test_a_cut_emoji_and_a_null_do_not_end_an_evaluation(run, world):
     folder = {"root": str(world), "queries": "odd.jsonl"}
     report = run_evaluate(run(data={"folder": folder}, html=False, browse=10))
     assert report.counts["queries"] == len(rows) - 1
+
+
+def lmm(stub, top=3):
+    engine = {"settings": {"endpoints": [stub.url], "model": "tiny-vl", "open_requests": 1}}
+    return {"kind": "lmm", "top": top, "settings": {"engine": engine, "side": 32}}
+
+
+def points(body, number):
+    return {"score": sum(body["messages"][0]["content"][3]["image_url"]["url"].encode()) % 11}
+
+
+def asked_of(stub, begin=0):
+    return [str(body["messages"]) for body in stub.bodies[begin:]]
+
+
+def test_a_stopped_evaluation_asks_a_large_model_nothing_twice(run, tmp_path):
+    def dies(body, number):
+        return (401, {"error": "no"}) if number > 70 else points(body, number)
+
+    with LMM.Stub(points) as stub:
+        whole = run_evaluate(run(rerank=lmm(stub), batch=16, html=False, out=str(tmp_path / "whole")))
+        asked = asked_of(stub)
+        assert len(asked) == len(set(asked)) == 3 * 32
+    with LMM.Stub(dies) as stub:
+        with pytest.raises(GenerationError, match="refuses us"):
+            run_evaluate(run(rerank=lmm(stub), batch=16, html=False))
+        before = len(stub.bodies)
+        stub.answers = points
+        with pytest.raises(ArtifactError, match=r"half-written by a different run \(rerank.top.*--restart"):
+            run_evaluate(run(rerank=lmm(stub, top=4), batch=16, html=False))
+        made = run_evaluate(run(rerank=lmm(stub), batch=16, html=False))
+        assert made.metrics == whole.metrics and made.extra["table"] == whole.extra["table"]
+        again = set(asked_of(stub)[:before]) & set(asked_of(stub, before))
+        assert len(stub.bodies) - before == 3 * 32 - 48 and len(again) == before - 48 > 0  # of the piece that was open
+    assert not (tmp_path / "report" / "answers").exists()
+
+
+def test_rows_that_ask_a_large_model_the_same_ask_once(parts, world, tmp_path):
+    with LMM.Stub(points) as stub:
+        both = CompareRun(
+            data={"folder": {"root": str(world)}}, features=[parts["features"]], out=str(tmp_path / "compared"),
+            checkpoints={"one": parts["checkpoint"], "other": parts["checkpoint"]},
+            row_rerank={"one": lmm(stub), "other": lmm(stub)},
+        )  # fmt: skip
+        made = run_compare(both)
+    assert len(stub.bodies) == 3 * 32 and made.metrics["one"] == made.metrics["other"]
 
 
 def test_a_reranked_row_stands_beside_the_plain_one_and_is_what_the_stage_gives_alone(run, parts, tmp_path):

@@ -5,6 +5,7 @@ import ipaddress
 import runpy
 import ssl
 import time
+from hashlib import blake2b
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -57,11 +58,21 @@ def test_pictures_words_and_the_schema_arrive_in_order_and_tokens_are_counted():
     body = stub.bodies[0]
     assert body["messages"][0]["content"] == [
         {"type": "text", "text": "what is this?"},
-        {"type": "image_url", "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="}, "uuid": "a/b.jpg"},
+        {
+            "type": "image_url",
+            "image_url": {"url": "data:image/png;base64,iVBORw0KGgo="},
+            "uuid": blake2b(RED, digest_size=16).hexdigest(),
+        },
     ]
     assert body["response_format"]["json_schema"]["schema"] == {"type": "object"}
     assert (body["model"], body["max_tokens"], body["temperature"]) == ("tiny-vl", 9, 0.5)
     assert (replies[0].tokens_in, replies[0].tokens_out) == (100, 7)
+
+
+def test_another_picture_word_or_engine_is_another_question():
+    asked = [ASK, Question(("what is this?", Shot("a/b.jpg", RED + b"1"))), Question(("what's this?", ASK.parts[1]))]
+    keys = {question.key(engine) for question in asked for engine in ("a", "b")}
+    assert len(keys) == 6 and Question(("what is this?", Shot("other name", RED))).key("a") == ASK.key("a")
 
 
 def test_answers_keep_the_order_of_the_questions_while_many_are_open():

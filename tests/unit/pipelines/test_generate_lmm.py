@@ -16,9 +16,11 @@ from PIL import Image
 
 from cirray.core.config import validate
 from cirray.core.errors import ConfigError, DataError, GenerationError
+from cirray.data.config import ImageLimits
 from cirray.generators.config import GENERATORS, PicturesConfig
 from cirray.generators.engines import http
 from cirray.generators.lmm import parse_answer
+from cirray.generators.pictures import Shots
 from cirray.pipelines.texts.config import GenerateRun
 from cirray.pipelines.texts.generate import run_generate
 from cirray.triplets.captions import write_captions
@@ -95,7 +97,10 @@ def test_bad_answers_and_bad_pictures_are_rejected_rows_with_a_reason(world):
     (world / "photos" / "img-0009.png").write_bytes(b"no picture")
 
     def say(body, number):
-        return answers.get(body["messages"][0]["content"][1]["uuid"], LMM.GOOD)
+        return answers.get(names.get(body["messages"][0]["content"][1]["uuid"]), LMM.GOOD)
+
+    shots = Shots(ImageLimits(), 32)
+    names = {shots(name, str(world / "photos" / f"{name}.png")).digest: name for name in answers}
 
     with LMM.Stub(say) as stub:
         manifest = generate(world, stub.url, {"picture_ids": True})
