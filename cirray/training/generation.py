@@ -23,7 +23,7 @@ from cirray.models.towers.language import bag_ids, embed_bags
 from cirray.training.config import LoopConfig
 from cirray.training.gather import Gather
 from cirray.training.sampler import BatchSampler
-from cirray.types import Triplet
+from cirray.types import Pair, Triplet
 
 Bags = Sequence[Sequence[str]]
 GeneratorT = TypeVar("GeneratorT", bound=TrainableGenerator)
@@ -121,7 +121,23 @@ class _Task(Generic[GeneratorT]):
         return sampler.rows(step, rank, world)
 
     def _patches(self, ids: Sequence[str]) -> torch.Tensor:
-        return torch.from_numpy(self._features.get(ids)).float()
+        return _patches_of(self._features, ids)
+
+
+def _patches_of(features: FeatureLookup, ids: Sequence[str]) -> torch.Tensor:
+    return torch.from_numpy(features.get(ids)).float()
+
+
+def generator_batch(
+    generator: TrainableGenerator, features: FeatureLookup, pairs: Sequence[Pair] | Sequence[Triplet],
+    texts: Sequence[str],
+) -> GeneratorBatch:  # fmt: skip
+    """Image pairs and the texts to be written of them, as tensors on the CPU."""
+    return GeneratorBatch(
+        reference_BPD=_patches_of(features, [pair.reference_id for pair in pairs]),
+        target_BPD=_patches_of(features, [pair.target_id for pair in pairs]),
+        answers=generator.encode_answers(texts),
+    )
 
 
 class AlignmentTask(_Task[ModificationTextModel]):
@@ -278,11 +294,7 @@ class GeneratorTask(_Task[TrainableGenerator]):
 
     def batch(self, rows: Sequence[Triplet]) -> GeneratorBatch:
         """Triplets as tensors on the CPU."""
-        return GeneratorBatch(
-            reference_BPD=self._patches([row.reference_id for row in rows]),
-            target_BPD=self._patches([row.target_id for row in rows]),
-            answers=self._generator.encode_answers([row.modification for row in rows]),
-        )
+        return generator_batch(self._generator, self._features, rows, [row.modification for row in rows])
 
     def loss(self, model: nn.Module, batch: GeneratorBatch, gather: Gather) -> LossOutput:
         """Cross-entropy per answer token of the global batch."""

@@ -45,8 +45,9 @@ from cirray.pipelines.features.config import EmbedRun, TowersRun
 from cirray.pipelines.features.embed import run_embed
 from cirray.pipelines.features.towers import run_towers
 from cirray.pipelines.texts.config import GeneratorRun
-from cirray.pipelines.texts.generator import evaluate_texts, token_loss
+from cirray.pipelines.texts.generator import judge_texts
 from cirray.pipelines.texts.generator_inputs import build_generator, caption_pairs, read_features
+from cirray.pipelines.texts.heldout import write_texts
 from cirray.training.callbacks import train_stage
 from cirray.training.generation import AlignmentTask, GeneratorTask
 from cirray.types import Triplet
@@ -255,10 +256,10 @@ def _learned(
     else:
         task = GeneratorTask(model, labelled.train, features, loop)
     found["train_loss"] = round(train_stage(task, loop, work / "answers", f"{way}: answers")[-1]["loss"], 3)
-    found["token_loss"] = token_loss(task, model, labelled.held_out)
+    made, found["token_loss"] = write_texts(run, None, model, labelled.held_out, features, answers=True)
     world = Path(run.data.folder.root)
     scenes = None if bench.nlvr else read_scenes(world)
-    metrics, samples = evaluate_texts(run, model, labelled.held_out, features, scenes)
+    metrics, samples = judge_texts(labelled.held_out, made, scenes)
     metrics |= judge_nlvr(world, samples) if bench.nlvr else {}
     for name in ("forward", "reverse"):
         found[name] = {key: metrics[name][key] for key in ("exact", "parses")}

@@ -185,8 +185,8 @@ class GeneratorRun(FrozenLanguageConfig, Run):
     ray: Effort[RayTrainConfig | None] = None
     """Ray Train's workers for both loops, or null: this process."""
     ray_from: Effort[int] = Field(2000, ge=0)
-    """Number of held-out pairs from which as many actors as `ray` has workers write their texts; fewer are written by
-    this process on `device`."""
+    """Number of held-out pairs from which as many actors as `ray` has workers write their texts and compute the loss of
+    people's; fewer are done by this process on `device`."""
     part_rows: Effort[int] = Field(256, ge=1)
     """Held-out pairs in a part. A killed run repeats only the parts that it did not finish."""
 

@@ -6,8 +6,6 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-import torch
-
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, open_stage
 from cirray.core.contents import file_digest
@@ -17,7 +15,6 @@ from cirray.data.benchmark import select_labels
 from cirray.data.shapes.scenes import Scene
 from cirray.data.shapes.world import SCENES, read_scenes
 from cirray.evaluation.texts import judge_generations
-from cirray.features.store import FeatureLookup
 from cirray.generators.config import TRAINABLE, GeneratorConfig
 from cirray.generators.trainable import TrainableGenerator
 from cirray.models.sources.blip2 import open_blip2
@@ -36,10 +33,9 @@ from cirray.training.callbacks import train_stage
 from cirray.training.config import LoopConfig
 from cirray.training.generation import AlignmentTask, GeneratorTask
 from cirray.training.state import Row
-from cirray.types import Pair, Triplet, images_of
+from cirray.types import Generation, Pair, Triplet, images_of
 
 WORK, SAMPLES = "work", "samples.jsonl"
-_EVALUATION_BATCH = 256
 
 
 @stage_function
@@ -69,14 +65,15 @@ def run_generator(run: GeneratorRun) -> Manifest:
     metrics["alignment"] = aligned
     if run.zero_shot and run.evaluate_pairs:
         with _at_work(run, model):
-            metrics["zero_shot"], _ = evaluate_texts(run, model, labelled.held_out, features, scenes, stage)
+            made, _ = write_texts(run, stage, model, labelled.held_out, features)
+            metrics["zero_shot"], _ = judge_texts(labelled.held_out, made, scenes)
     task = GeneratorTask(model, labelled.train, features, run.training)
     if run.training.steps:
         history = _train(run, stage, model, task, "train the generator")
         metrics["train_loss"] = round(history[-1]["loss"], 4)
     with _at_work(run, model):
-        metrics["token_loss"] = token_loss(task, model, labelled.held_out)
-        metrics["trained"], samples = evaluate_texts(run, model, labelled.held_out, features, scenes, stage)
+        made, metrics["token_loss"] = write_texts(run, stage, model, labelled.held_out, features, answers=True)
+        metrics["trained"], samples = judge_texts(labelled.held_out, made, scenes)
     TRAINABLE.get(run.generator.kind).save(model.cpu(), stage.local)
     storage.write_bytes(storage.join(str(stage.local), SAMPLES), _lines(samples))
     shutil.rmtree(stage.local / WORK, ignore_errors=True)
@@ -147,34 +144,15 @@ def _at_work(run: GeneratorRun, model: TrainableGenerator) -> Iterator[None]:
         model.to(rest)
 
 
-@torch.inference_mode()
-def token_loss(task: GeneratorTask, model: TrainableGenerator, triplets: Sequence[Triplet]) -> float | None:
-    """Mean cross-entropy per answer token of held-out triplets, in nats; None without any."""
-    model.eval()
-    total, tokens, device = 0.0, 0.0, next(model.parameters()).device
-    for begin in range(0, len(triplets), _EVALUATION_BATCH):
-        batch = task.batch(triplets[begin : begin + _EVALUATION_BATCH]).to(device)
-        loss = model(batch.reference_BPD, batch.target_BPD, batch.answers)
-        total, tokens = total + float(loss.total), tokens + float(loss.tokens)
-    return round(total / tokens, 4) if tokens else None
-
-
-def evaluate_texts(
-    run: GeneratorRun,
-    model: TrainableGenerator,
-    triplets: Sequence[Triplet],
-    features: FeatureLookup,
-    scenes: Mapping[str, Scene] | None,
-    stage: Stage | None = None,
+def judge_texts(
+    triplets: Sequence[Triplet], generations: Sequence[Generation], scenes: Mapping[str, Scene] | None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Write texts for held-out pairs, forward and reverse, and judge them if scenes are known; of many pairs in parts
-    of the stage.
+    """Judge the texts of the first held-out pairs, if scenes are known.
 
     Returns: Metrics, and one sample row per pair.
     """
-    chosen = triplets[: run.evaluate_pairs]
+    chosen = triplets[: len(generations)]
     pairs = [Pair(row.triplet_id, row.reference_id, row.target_id) for row in chosen]
-    generations = write_texts(run, stage, model, pairs, features)
     samples = [
         {"reference": row.reference_id, "target": row.target_id, "human": row.modification, "generated": made.text,
          "reverse": made.reverse_text, "logprob": round(made.logprob, 4), "error": made.error}

@@ -88,7 +88,8 @@ def test_many_held_out_pairs_are_written_in_parts_with_the_same_texts_and_a_kill
     with pytest.raises(DataError, match="killed"):
         run_generator(run)
     again = run_generator(run)
-    assert parts == [0, 1, 1] and again.metrics["trained"] == made.metrics["trained"]
+    assert parts == [0, 1, 1, 2] and again.metrics["trained"] == made.metrics["trained"]
+    assert again.metrics["token_loss"] == made.metrics["token_loss"], "of all pairs, also those without a text"
     assert (home / "parted" / "samples.jsonl").read_text() == (home / "generator" / "samples.jsonl").read_text()
     assert not (home / "parted" / "heldout").exists()
 
