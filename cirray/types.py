@@ -8,6 +8,7 @@ tokens of the vision tower), T text tokens, D width, H image height, W image wid
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 
 MAX_TEXT = 512
 """Most characters of a modification text."""
@@ -17,6 +18,15 @@ def stable_id(*parts: object) -> str:
     """Deterministic 16-hex-digit id of its parts (same on every machine and run)."""
     text = "\x1f".join(str(part) for part in parts)
     return hashlib.blake2b(text.encode("utf-8"), digest_size=8).hexdigest()
+
+
+def stable_id_of(parts: Iterable[object]) -> str:
+    """`stable_id` of many parts, which need not be in memory together."""
+    found, rest, mark = hashlib.blake2b(digest_size=8), iter(parts), b""
+    while some := list(islice(rest, 4096)):
+        found.update(mark + "\x1f".join(map(str, some)).encode("utf-8"))
+        mark = b"\x1f"
+    return found.hexdigest()
 
 
 def part_name(number: int) -> str:

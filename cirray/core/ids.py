@@ -18,45 +18,12 @@ _TOGETHER = 65_536
 _hash = hash
 
 
-class Ids(Sequence[str]):
-    """Distinct texts in order, and where each stands: 20 bytes a text beside its characters.
-
-    A text is looked for by its 64-bit hash among the sorted ones and then compared, so the answer is exact.
-    """
+class Texts(Sequence[str]):
+    """Texts in order, as a column."""
 
     def __init__(self, texts: Iterable[str] | pa.Array | pa.ChunkedArray) -> None:
-        """Take the texts, or a column of them. Raises DataError naming one that appears twice."""
+        """Take the texts, or a column of them."""
         self.column = _column(texts)
-        keys = np.concatenate([np.empty(0, np.int64), *(_hashes(part) for part in _parts(self.column))])
-        order = np.argsort(keys, kind="stable")
-        self._keys, self._order = keys[order], order.astype(np.int32 if len(order) < 2**31 else np.int64)
-        self._others = dict[str, int]()
-        for at in np.flatnonzero(self._keys[1:] == self._keys[:-1]) + 1:
-            place = int(self._order[at])
-            if self[place] in self:
-                raise DataError(f"{self[place]!r} appears twice; every id must be there once.")
-            self._others[self[place]] = place  # another text of equal hash
-
-    def place(self, text: object) -> int:
-        """Where a text stands, or `ABSENT`."""
-        if not isinstance(text, str) or not len(self):
-            return ABSENT
-        row = int(self._order[min(int(self._keys.searchsorted(_hash(text))), len(self) - 1)])
-        return row if self.column[row].as_py() == text else self._others.get(text, ABSENT)
-
-    def places(self, texts: "Sequence[str] | pa.Array | pa.ChunkedArray | Ids") -> np.ndarray:
-        """Where each text stands, int64 `[n]`; `ABSENT` for those that are not there. Columns are quickest."""
-        if isinstance(texts, Ids | pa.Array | pa.ChunkedArray):
-            found = pc.index_in(_column(texts), value_set=self.column)
-            return found.fill_null(ABSENT).to_numpy(zero_copy_only=False).astype(np.int64)
-        if not len(self):
-            return np.full(len(texts), ABSENT)
-        at = np.minimum(self._keys.searchsorted(_hashes(texts)), len(self) - 1)
-        rows = self._order[at].astype(np.int64)
-        there = self.column.take(pa.array(rows)).to_pylist()
-        for other in np.flatnonzero(~np.fromiter(map(eq, there, texts), bool, len(rows))).tolist():
-            rows[other] = self._others.get(texts[other], ABSENT)
-        return rows
 
     def __getitem__(self, place: Any) -> Any:
         if isinstance(place, slice):
@@ -72,21 +39,76 @@ class Ids(Sequence[str]):
         for part in _parts(self.column):
             yield from part
 
-    def __contains__(self, text: object) -> bool:
-        return self.place(text) != ABSENT
-
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, Ids):
+        if isinstance(other, Texts):
             return bool(self.column.equals(other.column))
         return isinstance(other, list | tuple) and [*self] == [*other]
 
     __hash__ = None  # type: ignore[assignment]
 
+    def __arrow_array__(self, type: pa.DataType | None = None) -> pa.Array:
+        return self.column.cast(type or pa.string())
+
+
+class Ids(Texts):
+    """Distinct texts in order, and where each stands: 20 bytes a text beside its characters.
+
+    A text is looked for by its 64-bit hash among the sorted ones and then compared, so the answer is exact.
+    """
+
+    def __init__(self, texts: Iterable[str] | pa.Array | pa.ChunkedArray) -> None:
+        """Take the texts, or a column of them. Raises DataError naming one that appears twice."""
+        super().__init__(texts)
+        keys = np.concatenate([np.empty(0, np.int64), *(_hashes(part) for part in _parts(self.column))])
+        order = np.argsort(keys, kind="stable")
+        self._keys, self._order = keys[order], order.astype(np.int32 if len(order) < 2**31 else np.int64)
+        self._others = dict[str, int]()
+        for at in np.flatnonzero(self._keys[1:] == self._keys[:-1]) + 1:
+            place = int(self._order[at])
+            if self[place] in self:
+                raise DataError(f"{self[place]!r} appears twice; every id must be there once.")
+            self._others[self[place]] = place  # another text of equal hash
+
+    @classmethod
+    def of(cls, texts: Iterable[str]) -> "Ids":
+        """The texts, which may be `Ids` already."""
+        return texts if isinstance(texts, Ids) else cls(texts)
+
+    def place(self, text: object) -> int:
+        """Where a text stands, or `ABSENT`."""
+        if not isinstance(text, str) or not len(self):
+            return ABSENT
+        row = int(self._order[min(int(self._keys.searchsorted(_hash(text))), len(self) - 1)])
+        return row if self.column[row].as_py() == text else self._others.get(text, ABSENT)
+
+    def places(self, texts: "Sequence[str] | pa.Array | pa.ChunkedArray") -> np.ndarray:
+        """Where each text stands, int64 `[n]`; `ABSENT` for those that are not there. Columns are quickest."""
+        if isinstance(texts, Texts | pa.Array | pa.ChunkedArray):
+            found = pc.index_in(_column(texts), value_set=self.column)
+            return found.fill_null(ABSENT).to_numpy(zero_copy_only=False).astype(np.int64)
+        if not len(self):
+            return np.full(len(texts), ABSENT)
+        at = np.minimum(self._keys.searchsorted(_hashes(texts)), len(self) - 1)
+        rows = self._order[at].astype(np.int64)
+        there = self.column.take(pa.array(rows)).to_pylist()
+        for other in np.flatnonzero(~np.fromiter(map(eq, there, texts), bool, len(rows))).tolist():
+            rows[other] = self._others.get(texts[other], ABSENT)
+        return rows
+
+    def __contains__(self, text: object) -> bool:
+        return self.place(text) != ABSENT
+
     def __reduce__(self) -> tuple[Any, ...]:
         return Ids, (self.column,)  # hashes of texts differ between processes
 
-    def __arrow_array__(self, type: pa.DataType | None = None) -> pa.Array:
-        return self.column.cast(type or pa.string())
+
+def sorted_ids(texts: Iterable[str] | pa.Array | pa.ChunkedArray) -> Ids:
+    """The distinct texts, ascending."""
+    column = _column(texts)
+    column = column.take(pc.sort_indices(column))
+    first = np.ones(len(column), bool)
+    first[1:] = pc.not_equal(column[1:], column[:-1]).to_numpy(zero_copy_only=False)
+    return Ids(column if first.all() else column.filter(pa.array(first)))
 
 
 class IdMap(Mapping[str, T], Generic[T]):
@@ -127,7 +149,7 @@ def _text(stored: bytes) -> str:
 
 def _column(texts: Iterable[str] | pa.Array | pa.ChunkedArray) -> pa.Array:
     """The texts as one array, whose characters may be more than 2 GB."""
-    if isinstance(texts, Ids):
+    if isinstance(texts, Texts):
         return texts.column
     if not isinstance(texts, pa.Array | pa.ChunkedArray):
         rest, chunks = iter(texts), [pa.array([], pa.large_string())]

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 
 from cirray.core.errors import DataError
-from cirray.core.ids import IdMap, Ids
+from cirray.core.ids import IdMap, Ids, Texts
 from cirray.data.places import Box, Place, Span
 from cirray.types import Query, Triplet
 
@@ -78,6 +78,10 @@ class ImageTable:
         if image_id not in self.paths:
             self.path(image_id)
         return Place(self.paths[image_id], self.spans.get(image_id), self.boxes.get(image_id))
+
+    def places(self, ids: Sequence[str]) -> Texts:
+        """Places (`Place.text`) of images, as a column. Raises DataError for an unknown id."""
+        return Texts(self.place(image).text() for image in ids)
 
     @property
     def ids(self) -> Ids:

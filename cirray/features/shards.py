@@ -7,7 +7,7 @@ bytes, also for rejected ones.
 
 import io
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
@@ -66,15 +66,13 @@ def forget_part(work_uri: str, part: int) -> None:
         storage.remove(storage.join(work_uri, folder, file))
 
 
-def finished_parts(work_uri: str) -> dict[int, tuple[list[str], list[tuple[str, str]]]]:
-    """Finished shards of an artifact being written: part -> (ids with features, rejected (id, reason))."""
-    shards, refused = storage.list_files(storage.join(work_uri, FOLDER)), read_rejected(work_uri)
-    done = {}
-    for name in (name.removesuffix(".ids.json") for name in shards if name.endswith(".ids.json")):
+def finished_parts(work_uri: str) -> Iterator[tuple[int, list[str], list[tuple[str, str]]]]:
+    """Finished shards of an artifact being written, in order: part, ids with features, rejected (id, reason)."""
+    shards, refused = set(storage.list_files(storage.join(work_uri, FOLDER))), read_rejected(work_uri)
+    for name in sorted(name.removesuffix(".ids.json") for name in shards if name.endswith(".ids.json")):
         if f"{name}.npy" in shards:
             part = int(name.removeprefix("part-"))
-            done[part] = (read_shard_ids(storage.join(work_uri, FOLDER), name), refused.get(part, []))
-    return done
+            yield part, read_shard_ids(storage.join(work_uri, FOLDER), name), refused.get(part, [])
 
 
 def read_rejected(uri: str) -> dict[int, list[tuple[str, str]]]:
@@ -91,12 +89,12 @@ def read_rejected(uri: str) -> dict[int, list[tuple[str, str]]]:
 def read_contents(uri: str, parts: Sequence[int] | None = None) -> dict[str, str]:
     """Image id -> digest of the embedded or rejected file, of all parts or some; empty if none is noted."""
     folder = storage.join(uri, CONTENTS)
-    wanted = None if parts is None else {f"{part_name(part)}.json" for part in parts}
+    places = storage.list_files(folder) if parts is None else [f"{part_name(part)}.json" for part in parts]
     found: dict[str, str] = {}
-    for name in storage.list_files(folder):
-        if wanted is None or name in wanted:
-            with damage_told(storage.join(folder, name), "Embed again."):
-                found |= dict(json.loads(storage.read_bytes(storage.join(folder, name))))
+    for place in (storage.join(folder, name) for name in places):
+        if parts is None or storage.exists(place):
+            with damage_told(place, "Embed again."):
+                found |= dict(json.loads(storage.read_bytes(place)))
     return found
 
 

@@ -36,7 +36,7 @@ class CentredVectors:
 
     def __init__(self, store: FeatureStore, ids: Sequence[str], representation: str, memory_bytes: int) -> None:
         """Compute the mean in one pass; keep the vectors if they fit into `memory_bytes`, else compute them again."""
-        self._store, self._ids, self._flat = store, list(ids), representation == "flat"
+        self._store, self._ids, self._flat = store, ids, representation == "flat"
         patches, width = store.shape
         self.width = patches * width if self._flat else width
         self.rows = max(1, memory_bytes // (8 * self.width))

@@ -5,7 +5,7 @@ Pairs are Arrow columns, and inside a policy arrays of places in the sorted ids;
 
 import hashlib
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any
@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from cirray.core.errors import DataError
+from cirray.core.ids import ABSENT, Ids, Texts, sorted_ids
 from cirray.core.seeding import numpy_generator
 from cirray.features.store import FeatureStore
 from cirray.mining.config import (
@@ -41,7 +42,7 @@ class MiningInput:
     ids: Sequence[str]
     features: FeatureStore | None = None
     triplets: tuple[Triplet, ...] = ()
-    excluded: frozenset[str] = field(default_factory=frozenset)
+    excluded: Collection[str] = ()
     metrics: dict[str, float] = field(default_factory=dict)
     """What policies tell beside the pairs."""
     finder: "Finder | None" = None
@@ -76,15 +77,16 @@ def mine_pairs(source: MiningInput, config: MiningConfig) -> pa.Table:
     Raises DataError when no pair is left.
     """
     policy, settings = POLICIES.get(config.policy.kind), config.policy.settings
-    excluded = source.excluded
+    excluded = Ids.of(source.excluded)
+    ids = Texts(source.ids)
     clean = replace(
         source,
-        ids=tuple(sorted(set(source.ids) - excluded)),
-        triplets=tuple(t for t in source.triplets if not {t.reference_id, t.target_id} & excluded),
+        ids=sorted_ids(ids.column.filter(pa.array(excluded.places(ids) == ABSENT))),
+        triplets=tuple(t for t in source.triplets if t.reference_id not in excluded and t.target_id not in excluded),
     )
     if config.triplet_images:
         named = {image for t in clean.triplets for image in (t.reference_id, t.target_id)}
-        clean = replace(clean, ids=tuple(image for image in clean.ids if image in named))
+        clean = replace(clean, ids=Ids(image for image in clean.ids if image in named))
     if config.merge_identical:
         clean = replace(clean, ids=first_of_identical(clean.ids, _features(clean)))
     found = policy(clean, config, settings)
@@ -149,9 +151,11 @@ def rank_window(source: MiningInput, config: MiningConfig, settings: RankWindowC
     SPN's pairs (docs/PAPERS.md#rank-windows); `quantiles` scales them to any size. With `exclude_known`, pairs of the
     labelled triplets are not drawn; ranks stay as they are.
     """
-    place, size = {image: at for at, image in enumerate(source.ids)}, len(source.ids)
-    known = known_pairs(source.triplets) if config.exclude_known else set()
-    taken = np.array([place[a] * size + place[b] for a, b in known if a in place and b in place], dtype=np.int64)
+    ids, size = Ids.of(source.ids), len(source.ids)
+    known = list(known_pairs(source.triplets)) if config.exclude_known else []
+    first_E, second_E = (ids.places([pair[end] for pair in known]) for end in (0, 1))
+    there_E = (first_E != ABSENT) & (second_E != ABSENT)
+    taken = first_E[there_E] * size + second_E[there_E]
 
     def drawn() -> Iterator[Window]:
         for window in source.windows(settings, config, _references(source, config, settings)):
@@ -161,13 +165,14 @@ def rank_window(source: MiningInput, config: MiningConfig, settings: RankWindowC
     return _pairs(source.ids, *_columns(drawn()))
 
 
-def _references(source: MiningInput, config: MiningConfig, settings: RankWindowConfig) -> list[int]:
+def _references(source: MiningInput, config: MiningConfig, settings: RankWindowConfig) -> np.ndarray:
     """Places of images that may be references: all, or those of triplets; at most `count`, drawn at random."""
     labelled = {t.reference_id for t in source.triplets}
-    places = [at for at, image in enumerate(source.ids) if not settings.references_only or image in labelled]
+    named = [at for at, image in enumerate(source.ids) if image in labelled] if settings.references_only else None
+    places = np.arange(len(source.ids)) if named is None else np.array(named, np.int64)
     if config.count and config.count < len(places):
         rng = numpy_generator(config.seed, "references")
-        places = [places[at] for at in np.sort(rng.choice(len(places), size=config.count, replace=False))]
+        places = places[np.sort(rng.choice(len(places), size=config.count, replace=False))]
     return places
 
 

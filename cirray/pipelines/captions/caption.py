@@ -2,7 +2,7 @@
 generator that fills templates with them.
 """
 
-from collections.abc import Sequence
+from itertools import chain
 from typing import Any
 
 import pyarrow as pa
@@ -10,6 +10,7 @@ import pyarrow as pa
 from cirray.core import storage
 from cirray.core.artifacts import Manifest, Stage, localize, open_stage
 from cirray.core.errors import DataError
+from cirray.core.ids import Texts
 from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
 from cirray.data.shapes.corpus import bags, caption_bags
@@ -20,10 +21,10 @@ from cirray.pipelines.captions.actors import CaptionImages
 from cirray.pipelines.captions.config import CaptionGeneratorRun, CaptionRun
 from cirray.pipelines.cluster.parts import Cut, Parts, Rejected, run_parts
 from cirray.pipelines.cluster.streaming import Step
-from cirray.pipelines.data.datasets import contents_of, open_dataset, part_ids
+from cirray.pipelines.data.datasets import each_content, open_dataset, part_ids
 from cirray.triplets.captions import KIND, caption_table, read_captions, rejected_captions
 from cirray.triplets.store import PARTS, finished_keys
-from cirray.types import stable_id
+from cirray.types import stable_id_of
 
 
 @stage_function
@@ -47,10 +48,10 @@ def run_caption(run: CaptionRun) -> Manifest:
     return _publish(run, stage, dataset, sums["reused"])
 
 
-def _parts(run: CaptionRun, stage: Stage, dataset: CirDataset, ids: Sequence[str]) -> Parts:
+def _parts(run: CaptionRun, stage: Stage, dataset: CirDataset, ids: Texts) -> Parts:
     columns = {
-        "image_id": ids, "place": [dataset.images.place(name).text() for name in ids],
-        "known": [dataset.captions.get(name, "") for name in ids],
+        "image_id": ids, "place": dataset.images.places(ids),
+        "known": Texts(dataset.captions.get(name, "") for name in ids),
     }  # fmt: skip
     return Parts(
         "caption images", "images", Cut(columns, run.part_rows), [_step(run, stage)],
@@ -82,15 +83,14 @@ def _exactness(run: CaptionRun, dataset: CirDataset, table: pa.Table) -> dict[st
     return {"exact": right / len(fresh) if fresh else 0.0, "judged": len(fresh)}
 
 
-def _inputs(run: CaptionRun, dataset: CirDataset, ids: Sequence[str]) -> dict[str, str]:
+def _inputs(run: CaptionRun, dataset: CirDataset, ids: Texts) -> dict[str, str]:
     """Digest of what is read of the data set."""
     reads = run.captioner.reads
-    known = [dataset.captions.get(name, "") for name in ids] if reads == "caption" else []
-    inputs = {"data": stable_id("caption", *ids, "known", *known)}
+    known = (dataset.captions.get(name, "") for name in ids) if reads == "caption" else ()
+    digest = stable_id_of(chain(("caption",), ids, ("known",), known))
     if reads == "picture":
-        places = [dataset.images.place(name).text() for name in ids]
-        inputs["data"] = stable_id(inputs["data"], *contents_of(places, run.limits))
-    return inputs
+        digest = stable_id_of(chain((digest,), each_content(dataset.images.places(ids), run.limits)))
+    return {"data": digest}
 
 
 @stage_function

@@ -1,16 +1,21 @@
 """Data sets in local folders or below any URI, of which only tables and names are fetched; the guard of benchmarks."""
 
 import tempfile
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from cirray.core import storage
 from cirray.core.artifacts import localize
 from cirray.core.contents import canonical
 from cirray.core.errors import ArtifactError, DataError
+from cirray.core.ids import Texts
 from cirray.core.log import get_logger
 from cirray.data.benchmark import CirDataset
 from cirray.data.config import DataConfig, ImageLimits
@@ -21,11 +26,11 @@ from cirray.data.leaks import refuse_leaks
 from cirray.data.places import Place
 from cirray.data.readers import read_dataset
 from cirray.features.shards import read_rejected
-from cirray.types import stable_id
+from cirray.types import stable_id, stable_id_of
 
 _OWN_STORAGE = ("webdataset", "huggingface")
 """Formats whose readers open URIs; others are mirrored without their images."""
-_READERS = 8
+_READERS, _TOGETHER = 8, 4096
 _LOGGER = get_logger("data")
 
 
@@ -36,8 +41,8 @@ class ImageList:
     `digest` covers ids and crops; files are compared by `contents_of`.
     """
 
-    ids: Sequence[str]
-    places: Sequence[str]
+    ids: Texts
+    places: Texts
     digest: str
 
 
@@ -137,24 +142,28 @@ def guard_inputs(record: dict[str, Any]) -> dict[str, str]:
     return {"guard": stable_id(canonical(record))} if record else {}
 
 
-def part_ids(dataset: CirDataset, parts: tuple[str, ...]) -> Sequence[str]:
+def part_ids(dataset: CirDataset, parts: tuple[str, ...]) -> Texts:
     """Ids of the images in some parts of a data set, each once, in the data set's order.
 
     The labelled part is what triplets and captions name; labelled, pool and gallery together are all images.
     """
+    images = dataset.images.ids
     if set(parts) >= {"labelled", "pool", "gallery"}:
-        return dataset.images.ids
-    wanted: set[str] = set()
+        return images
+    named: list[Iterable[str]] = []
     if "labelled" in parts:
-        wanted.update(dataset.captions)
-        wanted.update(image for item in dataset.triplets for image in item.images)
+        named += [dataset.captions, (image for item in dataset.triplets for image in item.images)]
     if "pool" in parts:
-        wanted.update(dataset.pool_ids)
+        named.append(dataset.pool_ids)
     if "gallery" in parts:
-        wanted.update(dataset.gallery_ids)
+        named.append(dataset.gallery_ids)
     if "gallery" in parts or "references" in parts:
-        wanted.update(item.reference_id for item in dataset.queries)
-    return tuple(image for image in dataset.images.ids if image in wanted)
+        named.append(item.reference_id for item in dataset.queries)
+    wanted = np.zeros(len(images) + 1, bool)
+    names = chain.from_iterable(named)
+    while some := list(islice(names, _TOGETHER)):
+        wanted[images.places(some)] = True  # an id that is not there, -1, marks the last place
+    return Texts(images.column.filter(pa.array(wanted[:-1])))
 
 
 def list_images(data: DataConfig, parts: tuple[str, ...]) -> ImageList:
@@ -163,9 +172,9 @@ def list_images(data: DataConfig, parts: tuple[str, ...]) -> ImageList:
     ids = part_ids(dataset, parts)
     if not ids:
         raise DataError(f"No image in the parts {', '.join(parts)} of {dataset.describe()}. Name parts that it has.")
-    places = [dataset.images.place(image) for image in ids]
-    boxes = [repr(place.box) for place in places if place.box is not None]
-    return ImageList(ids, tuple(place.text() for place in places), stable_id("images", *ids, *boxes))
+    boxes = dataset.images.boxes
+    cut = (repr(boxes[image]) for image in ids if image in boxes) if boxes else ()
+    return ImageList(ids, dataset.images.places(ids), stable_id_of(chain(("images",), ids, cut)))
 
 
 def asked_digest(dataset: CirDataset) -> str:
@@ -176,12 +185,17 @@ def asked_digest(dataset: CirDataset) -> str:
 
 def captioned_digest(dataset: CirDataset, ids: Sequence[str], limits: ImageLimits) -> str:
     """Digest of captioned images: ids, captions and the bytes of the pictures."""
-    places = [dataset.images.place(name).text() for name in ids]
-    captions = [dataset.captions.get(name, "") for name in ids]
-    return stable_id(*ids, "captions", *captions, "contents", *contents_of(places, limits))
+    captions = (dataset.captions.get(name, "") for name in ids)
+    contents = each_content(dataset.images.places(ids), limits)
+    return stable_id_of(chain(ids, ("captions",), captions, ("contents",), contents))
 
 
 def contents_of(places: Sequence[str], limits: ImageLimits) -> list[str]:
+    """What `each_content` gives."""
+    return list(each_content(places, limits))
+
+
+def each_content(places: Sequence[str], limits: ImageLimits) -> Iterator[str]:
     """Digests of the bytes at places (`Place.text`), read by threads; empty for unreadable ones.
 
     Every byte is read, since sizes and dates can be kept by a copy; nothing is decoded.
@@ -194,7 +208,8 @@ def contents_of(places: Sequence[str], limits: ImageLimits) -> list[str]:
             return ""
 
     with ThreadPoolExecutor(_READERS) as pool:
-        return list(pool.map(digest, places))
+        for start in range(0, len(places), _TOGETHER):
+            yield from pool.map(digest, places[start : start + _TOGETHER])
 
 
 def _mirror(root: str, folder: Path) -> None:

@@ -60,11 +60,15 @@ def embed_parts(run: EmbedRun, stage: Stage, images: ImageList, tower: TowerFact
     decode = {"transform": tower.transform, "limits": run.limits.to_dict()}
     return Parts(
         title="embed images", unit="images",
-        tables=Cut({"image_id": images.ids, "place": images.places}, run.shard_rows),
+        tables=_tables(run, images),
         steps=[Step(decode_images, decode, tasks=run.decode_tasks), Step(EncodeImages, encode, run.pool)],
         found=lambda: _found(stage),
         row_bytes=tower.size * tower.size * 3 + 512,
     )  # fmt: skip
+
+
+def _tables(run: EmbedRun, images: ImageList) -> Cut:
+    return Cut({"image_id": images.ids, "place": images.places}, run.shard_rows)
 
 
 def tower_facts(uri: str) -> TowerFacts:
@@ -81,24 +85,20 @@ def _digest(tower: str) -> str:
 
 def _found(stage: Stage) -> Iterator[tuple[str, pa.Array]]:
     """Images of every finished shard, including rejected ones."""
-    for number, (ids, rejected) in finished_parts(stage.work_uri).items():
+    for number, ids, rejected in finished_parts(stage.work_uri):
         yield part_name(number), pa.array([*ids, *(image for image, _ in rejected)], pa.string())
 
 
 def _forget_changed(stage: Stage, parts: Parts, limits: ImageLimits) -> None:
     """Drop finished shards whose pictures have changed, so that they are made again."""
-    for number in finished_parts(stage.work_uri):
-        if number < len(parts.tables):
-            ids, places = (parts.tables[number].column(name).to_pylist() for name in ("image_id", "place"))
-            known = read_contents(stage.work_uri, [number])
-            if [known.get(image) for image in ids] != contents_of(places, limits):
-                forget_part(stage.work_uri, number)
+    for number, _, _ in finished_parts(stage.work_uri):
+        if number < len(parts.tables) and _changed(stage.work_uri, parts.tables, number, limits):
+            forget_part(stage.work_uri, number)
 
 
 def _check_unchanged(run: EmbedRun, images: ImageList) -> None:
-    known = read_contents(run.out)
-    now = zip(images.ids, contents_of(images.places, run.limits), strict=True)
-    changed = [image for image, content in now if known.get(image) != content]
+    tables = _tables(run, images)
+    changed = [image for number in range(len(tables)) for image in _changed(run.out, tables, number, run.limits)]
     if changed:
         raise ArtifactError(
             f"{len(changed):,} of {len(images.ids):,} pictures have changed since the features at {run.out!r} were "
@@ -106,17 +106,27 @@ def _check_unchanged(run: EmbedRun, images: ImageList) -> None:
         )
 
 
+def _changed(uri: str, tables: Cut, number: int, limits: ImageLimits) -> list[str]:
+    """Images of a part whose pictures are not those that were embedded at `uri`."""
+    ids, places = (tables[number].column(name).to_pylist() for name in ("image_id", "place"))
+    known = read_contents(uri, [number])
+    return [image for image, now in zip(ids, contents_of(places, limits), strict=True) if known.get(image) != now]
+
+
 def _publish(stage: Stage, tower: TowerFacts) -> Manifest:
-    finished = finished_parts(stage.work_uri)
-    rejected = Rejected(row for number in sorted(finished) for row in finished[number][1])
-    images = sum(len(ids) for ids, _ in finished.values())
+    names, images, refused = [], 0, list[tuple[str, str]]()
+    for number, ids, rows in finished_parts(stage.work_uri):
+        names.append(part_name(number))
+        images += len(ids)
+        refused += rows
+    rejected = Rejected(refused)
     rejected.refuse_all(stage, images, "None of {count} images could be used, e.g. {name!r}: {reason}")
     folder = storage.join(stage.work_uri, FOLDER)
     extra = {
         "encoder_digest": tower.digest,
         "transform_digest": tower.transform_digest,
         "shape": list(tower.shape),
-        "shards": {part_name(number): shard_digest(folder, part_name(number)) for number in sorted(finished)},
+        "shards": {name: shard_digest(folder, name) for name in names},
         "rejected": rejected.first(),
     }
     return stage.publish({"images": images, "rejected": len(rejected)}, extra=extra)

@@ -1,5 +1,7 @@
 """Stage 4a: choose the image pairs that are worth a text."""
 
+from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -8,6 +10,7 @@ import pyarrow.compute as pc
 
 from cirray.core.artifacts import Manifest, localize, open_stage, read_manifest
 from cirray.core.errors import DataError
+from cirray.core.ids import ABSENT, Ids, Texts, sorted_ids
 from cirray.core.texts import decoded
 from cirray.core.unfinished import stage_function
 from cirray.data.benchmark import CirDataset
@@ -21,7 +24,7 @@ from cirray.pipelines.texts.judging import is_shapes_world, single_edit_share
 from cirray.pipelines.texts.mining_tasks import ray_finder
 from cirray.triplets.pairs import KIND, write_pairs
 from cirray.triplets.schema import image_ids
-from cirray.types import images_of, stable_id
+from cirray.types import images_of, stable_id_of
 
 
 @stage_function
@@ -48,15 +51,16 @@ def run_mine(run: MineRun) -> Manifest:
 def _inputs(run: MineRun, dataset: CirDataset) -> dict[str, str]:
     read = () if run.mining.labelled else run.features
     inputs = {f"features {at}": read_manifest(uri, "features").digest for at, uri in enumerate(read)}
-    ids = (*part_ids(dataset, run.parts), "excluded", *sorted(_excluded(run, dataset)))
-    triplets = [f"{t.triplet_id}:{t.reference_id}:{t.target_id}:{t.split}" for t in dataset.triplets]
-    return {"features": "", "exclude_ids": "", **inputs, "data": stable_id("mine", *ids, *triplets)}
+    triplets = (f"{t.triplet_id}:{t.reference_id}:{t.target_id}:{t.split}" for t in dataset.triplets)
+    ids, excluded = part_ids(dataset, run.parts), _excluded(run, dataset)
+    data = stable_id_of(chain(("mine",), ids, ("excluded",), excluded, triplets))
+    return {"features": "", "exclude_ids": "", **inputs, "data": data}
 
 
 def _source(run: MineRun, dataset: CirDataset) -> MiningInput:
     features = None if run.mining.labelled else FeatureStore.open_many(run.features)
-    ids, excluded = part_ids(dataset, run.parts), _excluded(run, dataset) | _rejected(run)
-    if ids and excluded.issuperset(ids) and not run.mining.labelled:
+    ids, excluded = part_ids(dataset, run.parts), _excluded(run, dataset, _rejected(run))
+    if ids and (excluded.places(ids) != ABSENT).all() and not run.mining.labelled:
         raise DataError(
             f"All {len(ids)} images of {', '.join(run.parts)} are excluded, being in {', '.join(run.exclude_parts)} as "
             "well. Put pool and gallery into folders of their own, or set exclude_parts=[] and expect pairs of images "
@@ -75,17 +79,17 @@ def _rejected(run: MineRun) -> frozenset[str]:
     return frozenset(image for rows in parts for image, _ in rows)
 
 
-def _candidates(run: MineRun, dataset: CirDataset) -> set[str]:
+def _candidates(run: MineRun, dataset: CirDataset) -> Texts:
     """Images that may be in a pair."""
-    labelled = run.mining.labelled
-    ids = images_of(dataset.split(run.split)) if labelled else set(part_ids(dataset, run.parts))
-    return ids - _excluded(run, dataset)
+    ids = Texts(images_of(dataset.split(run.split))) if run.mining.labelled else part_ids(dataset, run.parts)
+    return Texts(ids.column.filter(pa.array(_excluded(run, dataset).places(ids) == ABSENT)))
 
 
-def _excluded(run: MineRun, dataset: CirDataset) -> frozenset[str]:
-    """Images that no pair may hold: excluded parts and ids, and the benchmark's own val and test images."""
-    ids = set(part_ids(dataset, run.exclude_parts)) if run.exclude_parts else set()
-    ids |= dataset.guarded
+def _excluded(run: MineRun, dataset: CirDataset, others: Iterable[str] = ()) -> Ids:
+    """Images that no pair may hold, ascending: excluded parts and ids, the benchmark's own val and test images, and
+    others.
+    """
+    ids = {*dataset.guarded, *others}
     if run.exclude_ids:
         path = Path(run.exclude_ids).expanduser()
         try:
@@ -94,7 +98,8 @@ def _excluded(run: MineRun, dataset: CirDataset) -> frozenset[str]:
             raise DataError(f"The file of excluded ids {str(path)!r} cannot be read: {error}.") from None
         finder = NameFinder({image: image for image in dataset.images})
         ids.update(image for line in lines if line.strip() for image in finder.find(line, line.strip()))
-    return frozenset(ids)
+    parts = part_ids(dataset, run.exclude_parts) if run.exclude_parts else Texts(())
+    return sorted_ids(pa.chunked_array([Texts(ids).column, parts.column]))
 
 
 def _metrics(run: MineRun, pairs: pa.Table) -> dict[str, Any]:

@@ -2,18 +2,21 @@
 
 from collections import deque
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from functools import lru_cache
 
 import numpy as np
 import ray
 
 from cirray.core.environ import ray_address
+from cirray.core.ids import Texts
 from cirray.features.store import FeatureStore
 from cirray.mining.config import WindowConfig
 from cirray.mining.neighbours import CentredVectors, Places, Window, windows
 from cirray.mining.pairs import Finder
 from cirray.pipelines.cluster.config import RayConfig
 from cirray.pipelines.cluster.resources import cluster
+from cirray.types import stable_id_of
 
 LEAST_IMAGES = 20_000
 """Below this one process is done before tasks have read the features."""
@@ -36,7 +39,7 @@ def ray_finder(config: RayConfig, features: Sequence[str], images: int) -> Finde
         wanted = np.arange(len(ids)) if references is None else np.asarray(references)
         with cluster(config) as info:
             task = ray.remote(num_cpus=1, max_retries=2)(_search)
-            shared = ray.put((tuple(features), tuple(ids), window, memory_bytes))
+            shared = ray.put((tuple(features), _Images(stable_id_of(ids), Texts(ids)), window, memory_bytes))
             waiting, running = deque(range(0, len(wanted), _BLOCK)), deque[ray.ObjectRef]()
             while waiting or running:
                 while waiting and len(running) < _AHEAD * max(1, int(info.cpus)):
@@ -47,12 +50,20 @@ def ray_finder(config: RayConfig, features: Sequence[str], images: int) -> Finde
     return find
 
 
-def _search(shared: tuple[tuple[str, ...], tuple[str, ...], WindowConfig, int], block: np.ndarray) -> list[Window]:
-    features, ids, window, memory_bytes = shared
-    return list(windows(_vectors(features, ids, window.representation, memory_bytes), window, memory_bytes, block))
+@dataclass(frozen=True)
+class _Images:
+    """Ids, compared by their digest."""
+
+    digest: str
+    ids: Texts = field(compare=False)
+
+
+def _search(shared: tuple[tuple[str, ...], _Images, WindowConfig, int], block: np.ndarray) -> list[Window]:
+    features, images, window, memory_bytes = shared
+    return list(windows(_vectors(features, images, window.representation, memory_bytes), window, memory_bytes, block))
 
 
 @lru_cache(maxsize=1)
-def _vectors(features: tuple[str, ...], ids: tuple[str, ...], representation: str, memory_bytes: int) -> CentredVectors:
+def _vectors(features: tuple[str, ...], images: _Images, representation: str, memory_bytes: int) -> CentredVectors:
     """Read once in every worker process."""
-    return CentredVectors(FeatureStore.open_many(features), ids, representation, memory_bytes)
+    return CentredVectors(FeatureStore.open_many(features), images.ids, representation, memory_bytes)

@@ -6,6 +6,7 @@ Slower than cached features, as the frozen tower runs for every use of an image,
 
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from itertools import chain
 
 import numpy as np
 import torch
@@ -15,11 +16,11 @@ from cirray.data.config import ImageLimits
 from cirray.features.store import FeatureInfo, FeatureStore
 from cirray.models.towers.hf_blip2 import VisionTower
 from cirray.models.towers.places import open_tower
-from cirray.pipelines.data.datasets import ImageList, contents_of, list_images
+from cirray.pipelines.data.datasets import ImageList, each_content, list_images
 from cirray.pipelines.features.actors import decode_images
 from cirray.pipelines.training.config import TrainRun
 from cirray.transforms import stacked
-from cirray.types import stable_id
+from cirray.types import stable_id, stable_id_of
 
 _PARTS = ("labelled", "pool", "gallery")
 _DECODED_TOGETHER = 8
@@ -113,7 +114,7 @@ def live_digests(run: TrainRun) -> dict[str, str]:
     """Name -> digest of the inputs in place of features: tower, and images with their contents."""
     tower = open_tower(run.towers)
     lists = {
-        f"images {at}": stable_id(item.digest, *contents_of(item.places, ImageLimits()))
+        f"images {at}": stable_id_of(chain((item.digest,), each_content(item.places, ImageLimits())))
         for at, item in enumerate(live_images(run))
     }
     return {**lists, "towers": tower.digest}

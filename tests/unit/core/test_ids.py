@@ -8,7 +8,7 @@ import pytest
 
 from cirray.core import ids as module
 from cirray.core.errors import DataError
-from cirray.core.ids import ABSENT, IdMap, Ids
+from cirray.core.ids import ABSENT, IdMap, Ids, sorted_ids
 
 NAMES = ["b", "a/ü", "", "c", "img 7"]
 
@@ -26,6 +26,12 @@ def test_every_text_is_found_at_its_place_and_no_other_is(ids):
     assert "c" in ids and "d" not in ids and 3 not in ids and "a\udcff" not in ids
     assert ids.places(["\udcff"]).tolist() == [ABSENT]
     assert ids[-1] == "img 7" and ids[1:3] == ["a/ü", ""] and ids[::2] == ["b", "", "img 7"]
+
+
+def test_sorted_ids_are_each_text_once_in_the_order_of_python():
+    texts = ["b", "a", "é", "b", "", "\U0001f600", "z", "\uffff", "a"]
+    assert sorted_ids(texts) == sorted(set(texts)) and sorted_ids([]) == []
+    assert Ids.of(found := sorted_ids(texts)) is found and Ids.of(["x"]) == ["x"]
 
 
 def test_columns_and_lists_of_texts_give_the_same_places(ids):

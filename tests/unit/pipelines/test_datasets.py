@@ -5,10 +5,11 @@ import os
 import pytest
 
 from cirray.core.errors import DataError
+from cirray.core.ids import Texts
 from cirray.data.benchmark import CirDataset, ImageTable, Protocol
 from cirray.data.config import DataConfig, FolderConfig, ImageLimits
 from cirray.pipelines.data.datasets import contents_of, list_images, part_ids
-from cirray.types import Query, Triplet
+from cirray.types import Query, Triplet, stable_id, stable_id_of
 
 
 @pytest.fixture
@@ -39,6 +40,8 @@ def test_ids_and_crops_are_in_the_digest_and_contents_are_digests_of_bytes(tmp_p
     data = DataConfig(folder=FolderConfig(root=str(tmp_path)))
     first = list_images(data, ("gallery",))
     assert first == list_images(data, ("gallery",)) and first.ids == ("0", "1", "2")
+    assert isinstance(first.ids, Texts) and isinstance(first.places, Texts), "columns, for there may be millions"
+    assert first.digest == stable_id("images", "0", "1", "2")
     before = contents_of(first.places, ImageLimits())
     path = tmp_path / "gallery" / "1.png"
     stat = path.stat()
@@ -49,6 +52,12 @@ def test_ids_and_crops_are_in_the_digest_and_contents_are_digests_of_bytes(tmp_p
     path.unlink()
     assert contents_of(first.places, ImageLimits())[1] == ""
     assert list_images(data, ("gallery",)).digest != first.digest
+
+
+def test_the_digest_of_many_parts_is_that_of_all_at_once():
+    for count in (0, 1, 4096, 4097, 9000):
+        parts = [f"é{number}" for number in range(count)]
+        assert stable_id_of(iter(parts)) == stable_id(*parts)
 
 
 def test_parts_without_images_are_refused(tmp_path):
