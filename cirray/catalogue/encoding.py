@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from cirray.catalogue.table import Change
+from cirray.catalogue.change import Change
 from cirray.data.config import ImageLimits
 from cirray.data.images import open_image, picture_digest
 from cirray.data.pixels import thumbnail

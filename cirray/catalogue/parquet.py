@@ -7,7 +7,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from cirray.catalogue.table import Change
+from cirray.catalogue.change import Change
 from cirray.core import storage
 from cirray.core.errors import CirrayError, DataError, StoreError, reason_of
 

@@ -10,8 +10,8 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
+from cirray.catalogue.change import OWN
 from cirray.catalogue.merging import NUMBER
-from cirray.catalogue.table import OWN
 
 _STEP = 8_192
 """Python works on so many ids at a time, then other threads have their turn."""

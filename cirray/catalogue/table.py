@@ -1,4 +1,5 @@
-"""The table of a living gallery: a log of changes in Lance, through LanceDB.
+"""The table of a living gallery: a log of changes in Lance. LanceDB makes and opens it; what is done often asks Lance
+itself, since each of LanceDB's calls goes through a thread of its own, which took half of an append's time.
 
 Every change is a row that is appended: an image (vector, thumbnail, origin, metadata), or the note that an id is gone.
 An append never conflicts with another one, so any number of writers may work at once. Lance numbers the rows when a
@@ -13,26 +14,18 @@ it will go (`purged`): a reader that has read less reads everything again.
 
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from cirray.catalogue.made import GONE, Made
-from cirray.catalogue.merging import NUMBER, merge_files, now_ms, outdated
+from cirray.catalogue.change import OWN, Change, columns_of, rows_of_changes
+from cirray.catalogue.made import GONE, NAME, Made
+from cirray.catalogue.merging import NUMBER, merge_files, outdated
 from cirray.catalogue.places import connected, is_gone, told, unread
-from cirray.core.errors import ArtifactError, DataError, RemadeError, StoreError, reason_of
-from cirray.core.texts import is_whole
-from cirray.index.shards import WHOLE, Shard, slot_of
+from cirray.core.errors import ArtifactError, DataError, RemadeError, StoreError
+from cirray.index.shards import WHOLE, Shard
 
-OWN = "m_"
-"""Columns of metadata begin with it, so that no name clashes with those of the table."""
-MAX_ID = 1_024
-"""Most characters of an id."""
-_NAME = "images"
-TABLE = f"{_NAME}.lance"
-"""The table's folder in a gallery's."""
 _FACTS = ("content", "origin", "width", "height")
 _DELETED_AT_ONCE = 20_000
 _TAKEN, _SPARE = 4_096, 64
@@ -41,28 +34,11 @@ MERGE_EVERY = 128
 """Commits of one writer after which it merges files."""
 
 
-@dataclass(frozen=True)
-class Change:
-    """One image as it is from now on, or, without vectors, the note that it is gone."""
-
-    id: str
-    tokens_QD: np.ndarray | None = None
-    picture: bytes = b""
-    """Encoded thumbnail; empty: none."""
-    size: tuple[int, int] = (0, 0)
-    """Width and height of the thumbnail."""
-    content: str = ""
-    """Digest of the original picture's bytes."""
-    origin: str = ""
-    """Path of its file, where it has one."""
-    metadata: Mapping[str, Any] = field(default_factory=dict)
-
-
 class Catalogue:
     """A table of images that is written to and read by any number of processes. One object a thread."""
 
     def __init__(self, table: Any, uri: str, made: Made) -> None:
-        """Wrap an open table; see `create` and `open`."""
+        """Wrap a Lance data set; see `create` and `open`."""
         self.uri, self._made = uri, made
         self._remade: RemadeError | None = None
         self.commits = 0
@@ -79,10 +55,8 @@ class Catalogue:
         return self._held
 
     def _hold(self, table: Any) -> None:
-        """Take an open table as it is now. Asking for its schema takes half a millisecond: only when others wrote."""
-        self._held = table
-        self._at, self._schema = int(table.version), table.schema
-        self._width = self._schema.field("vector").type.list_size
+        """Take an open table as it is now."""
+        self._held, self._schema = table, table.schema
 
     @classmethod
     def create(
@@ -107,7 +81,8 @@ class Catalogue:
             ("origin", pa.string()), ("width", pa.uint16()), ("height", pa.uint16()), ("picture", pa.binary()), *own,
         ])  # fmt: skip
         with told(uri, "written"):
-            return cls(connected(uri, patient).create_table(_NAME, schema=schema), uri, Made(uri, patient))
+            table = connected(uri, patient).create_table(NAME, schema=schema).to_lance()
+            return cls(table, uri, Made(uri, patient))
 
     @classmethod
     def open(cls, uri: str, patient: bool = False) -> "Catalogue":
@@ -121,7 +96,7 @@ class Catalogue:
         place = connected(uri, patient)
         try:
             made = Made(uri, patient)
-            return cls(place.open_table(_NAME), uri, made)
+            return cls(place.open_table(NAME).to_lance(), uri, made)
         except (ValueError, FileNotFoundError):
             raise ArtifactError(f"The gallery {uri!r} has no table of images. Make it again (cirray index).") from None
         except (OSError, RuntimeError) as error:
@@ -135,8 +110,7 @@ class Catalogue:
     @property
     def columns(self) -> dict[str, pa.DataType]:
         """Names and types of the metadata columns."""
-        found = ((item.name, item.type) for item in self._schema)
-        return {name.removeprefix(OWN): kind for name, kind in found if name.startswith(OWN)}
+        return columns_of(self._schema)
 
     def refresh(self) -> int:
         """Read the newest version from now on; returns it.
@@ -147,16 +121,15 @@ class Catalogue:
         self._look("read")
         return self.version
 
-    def _look(self, what: str) -> None:
-        """Go to the newest version, of this gallery and no other one. Before a write too: where the table was deleted
-        Lance would begin it anew, over files that are gone.
-        """
+    def _look(self, what: str, newest: bool = True) -> None:
+        """Make sure that this gallery is there, and no other one; where asked, go to the newest version."""
         with told(self.uri, what):
             try:
-                self._table.checkout_latest()
+                table = self._table
+                if newest:
+                    table.checkout_latest()
                 self._made.check()
-                if int(self._table.version) != self._at:
-                    self._hold(self._table)
+                self._hold(table)
             except RemadeError as error:
                 self._remade = error
                 raise
@@ -174,14 +147,29 @@ class Catalogue:
             StoreError: the store refuses (full disk, read-only, away); nothing is written, or the whole group.
         """
         last = {change.id: change for change in changes}
-        self._look("written")
-        table = self.as_table(list(last.values()))
+        self._ready()
+        try:
+            table = self.as_table(list(last.values()))
+        except DataError:
+            self.refresh()  # a column may be new
+            table = self.as_table(list(last.values()))
         with told(self.uri, "written"):
-            before, self._at = self._at, int(self._table.add(table).version)
+            self._append(table)
             self.commits += 1
-            if self._at != before + 1:
-                self._hold(self._table)  # others wrote meanwhile
-        return self._at
+        return self.version
+
+    def _ready(self) -> None:
+        """Before a write: where the table was deleted Lance would begin it anew, over files that are gone.
+
+        In a folder a look at it tells, which does not read the newest version: a commit does that by itself.
+        """
+        self._look("written", newest=not self._made.is_local)
+
+    def _append(self, rows: pa.Table) -> None:
+        """Append rows in one commit, after those that others have made meanwhile; be at its version."""
+        import lance
+
+        self._hold(lance.write_dataset(rows, self._table, mode="append"))
 
     def load(self, changes: Sequence[Change]) -> None:
         """As `write`, for whoever writes a lot: every `MERGE_EVERY` commits files are merged."""
@@ -196,40 +184,7 @@ class Catalogue:
         Raises:
             DataError: naming the id whose change cannot be kept.
         """
-        for change in changes:
-            _check(change, self._width)
-        vectors = [_flat(change, self._width) for change in changes]
-        values = pa.array(np.concatenate(vectors) if vectors else np.empty(0, np.float16))
-        gone = [change.tokens_QD is None for change in changes]
-        columns = {
-            "id": pa.array([change.id for change in changes], pa.string()), "gone": pa.array(gone, pa.bool_()),
-            "slot": pa.array([slot_of(change.id) for change in changes], pa.uint16()),
-            "purged": pa.nulls(len(changes), pa.int64()), "at": pa.array([now_ms()] * len(changes), pa.int64()),
-            "vector": pa.FixedSizeListArray.from_arrays(values, self._width),
-            **{name: pa.array([getattr(change, name) for change in changes]) for name in ("content", "origin")},
-            "width": pa.array([change.size[0] for change in changes], pa.uint16()),
-            "height": pa.array([change.size[1] for change in changes], pa.uint16()),
-            "picture": pa.array([change.picture for change in changes], pa.binary()),
-            **self._own(changes),
-        }  # fmt: skip
-        return pa.table({name: columns[name] for name in self._schema.names})
-
-    def _own(self, changes: Sequence[Change]) -> dict[str, pa.Array]:
-        known = self.columns
-        for change in changes:
-            odd = next((name for name in change.metadata if name not in known), None)
-            if odd is not None:
-                raise DataError(
-                    f"{change.id[:80]!r}: this gallery has no metadata column {odd[:80]!r}. It has "
-                    f"{', '.join(sorted(known)) or 'none'}; `cirray gallery --columns.NAME text` adds one."
-                )
-        found = {}
-        for name, kind in known.items():
-            try:
-                found[f"{OWN}{name}"] = pa.array([change.metadata.get(name) for change in changes], kind)
-            except (pa.ArrowInvalid, pa.ArrowTypeError, TypeError, ValueError, OverflowError) as error:
-                raise DataError(f"The metadata column {name!r} holds {kind}: {reason_of(error)}.") from None
-        return found
+        return rows_of_changes(changes, self._schema)
 
     def add_columns(self, columns: Mapping[str, pa.DataType]) -> list[str]:
         """Add metadata columns, which no image has a value of yet; returns the names of those that are new.
@@ -240,7 +195,7 @@ class Catalogue:
             DataError: one that is there holds another type.
             StoreError: the store refuses.
         """
-        self._look("read")
+        self.refresh()
         known = self.columns
         other = next((name for name, kind in columns.items() if known.get(name, kind) != kind), None)
         if other is not None:
@@ -248,7 +203,7 @@ class Catalogue:
         new = [pa.field(f"{OWN}{name}", kind) for name, kind in columns.items() if name not in known]
         if new:
             with told(self.uri, "written"):
-                self._table.add_columns(new)
+                self._table.add_columns(pa.schema(new))
                 self._hold(self._table)
         return [item.name.removeprefix(OWN) for item in new]
 
@@ -277,9 +232,7 @@ class Catalogue:
             if appended is not None or shard.is_whole:
                 self.end = _after(appended if appended is not None else found, number)
             else:
-                query = self._table.search().select(["slot"]).with_row_id(True)
-                where = f"{NUMBER} >= {number}"
-                self.end = _after((query.where(where) if number else query).to_arrow(), number)
+                self.end = _after(self._read(["slot"], f"{NUMBER} >= {number}" if number else None), number)
             self._counted = count
         return found.drop_columns(["slot"])
 
@@ -292,15 +245,18 @@ class Catalogue:
         gained = count - self._counted
         if number == 0 or number != self.end or not 0 <= gained <= _TAKEN:
             return None
-        numbers = list(range(number, number + gained + _SPARE))
-        found = self._table.take_row_ids(numbers).select(list(names)).with_row_id().to_arrow()
+        numbers = ",".join(map(str, range(number, number + gained + _SPARE)))
+        found = self._read(names, f"{NUMBER} in ({numbers})")
         return found if len(found) == gained else None
 
     def _scanned(self, number: int, shard: Shard, names: Sequence[str]) -> pa.Table:
         slots = f"((slot >= {shard.slots.start} and slot < {shard.slots.stop}) or purged is not null)"
         wanted = [f"{NUMBER} >= {number}"] * (number > 0) + [slots] * (not shard.is_whole)
-        query = self._table.search().select(list(names)).with_row_id(True)
-        return (query.where(" and ".join(wanted)) if wanted else query).to_arrow()
+        return self._read(names, " and ".join(wanted) or None)
+
+    def _read(self, names: Sequence[str], where: str | None = None) -> pa.Table:
+        """Columns of the rows that a condition in SQL keeps, with the rows' numbers."""
+        return self._table.to_table(columns=list(names), filter=where, with_row_id=True)
 
     def picture(self, number: int) -> bytes:
         """Thumbnail of one row; empty when it has none, or has been replaced.
@@ -309,7 +265,7 @@ class Catalogue:
             StoreError: when the store cannot be read.
         """
         with told(self.uri, "read"):
-            found = self._table.take_row_ids([number]).select(["picture"]).to_arrow()["picture"].to_pylist()
+            found = self._read(["picture"], f"{NUMBER} = {number}")["picture"].to_pylist()
         return found[0] or b"" if found else b""
 
     def merge(self, clean: bool = False) -> None:
@@ -325,7 +281,7 @@ class Catalogue:
         """
         self.refresh()
         with told(self.uri, "written"):
-            merge_files(self._table.to_lance(), clean)
+            merge_files(self._table, clean)
 
     def compact(self, keep_s: float = 60.0) -> int:
         """Merge small files, and delete rows that were replaced or noted as gone.
@@ -344,9 +300,9 @@ class Catalogue:
         self.refresh()
         with told(self.uri, "written"):
             columns = ["id", "gone", "purged", "at"]
-            dropped, notes = outdated(self._table.search().select(columns).with_row_id(True).to_arrow(), keep_s)
+            dropped, notes = outdated(self._read(columns), keep_s)
             if len(notes):
-                self._table.add(self._mark(int(notes.max())))
+                self._append(self._mark(int(notes.max())))
             drop = np.union1d(dropped, notes)
             for start in range(0, len(drop), _DELETED_AT_ONCE):
                 some = ",".join(map(str, drop[start : start + _DELETED_AT_ONCE].tolist()))
@@ -373,22 +329,3 @@ def _of_shard(rows: pa.Table, shard: Shard) -> pa.Table:
     slots = rows["slot"].to_numpy()
     own = (slots >= shard.slots.start) & (slots < shard.slots.stop)
     return rows.filter(pa.array(own | rows["purged"].is_valid().to_numpy()))
-
-
-def _check(change: Change, width: int) -> None:
-    if not 0 < len(change.id) <= MAX_ID or not is_whole(change.id):
-        raise DataError(f"The id {change.id[:80]!r} cannot be kept: 1 to {MAX_ID:,} characters of UTF-8 are needed.")
-    if change.tokens_QD is None:
-        return
-    if change.tokens_QD.size != width:
-        raise DataError(
-            f"The vector of {change.id[:80]!r} has {change.tokens_QD.size:,} values; this gallery's have {width:,}."
-        )
-    if not np.isfinite(change.tokens_QD).all():
-        raise DataError(f"The vector of {change.id[:80]!r} holds values that are not finite (NaN or infinity).")
-
-
-def _flat(change: Change, width: int) -> np.ndarray:
-    if change.tokens_QD is None:
-        return np.zeros(width, np.float16)
-    return np.asarray(change.tokens_QD, np.float16).reshape(-1)

@@ -13,8 +13,8 @@ from functools import cached_property
 import numpy as np
 import pyarrow as pa
 
+from cirray.catalogue.change import OWN
 from cirray.catalogue.rows import Rows, joined
-from cirray.catalogue.table import OWN
 from cirray.index.metadata import Columns
 from cirray.index.protocol import VectorIndex
 

@@ -6,8 +6,9 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from cirray.catalogue.change import Change
 from cirray.catalogue.parquet import VectorFile
-from cirray.catalogue.table import MERGE_EVERY, Catalogue, Change
+from cirray.catalogue.table import MERGE_EVERY, Catalogue
 from cirray.core.errors import DataError, StoreError
 from cirray.core.log import get_logger
 from cirray.serving.batches import Batcher

@@ -7,7 +7,7 @@ from urllib.parse import urlsplit
 
 from fastapi import APIRouter, Request
 
-from cirray.catalogue.table import Change
+from cirray.catalogue.change import Change
 from cirray.core.errors import DataError
 from cirray.serving.config import ServeArgs
 from cirray.serving.loads import readable

@@ -25,8 +25,9 @@ import pyarrow as pa
 from machine import machine
 from pydantic import Field
 
+from cirray.catalogue.change import Change
 from cirray.catalogue.follower import Follower
-from cirray.catalogue.table import MERGE_EVERY, Catalogue, Change
+from cirray.catalogue.table import MERGE_EVERY, Catalogue
 from cirray.cli.main import guarded
 from cirray.core.config import Config, load_config
 from cirray.core.log import say

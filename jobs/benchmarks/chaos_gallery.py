@@ -22,9 +22,10 @@ import numpy as np
 from machine import machine
 from pydantic import Field
 
+from cirray.catalogue.change import Change
 from cirray.catalogue.follower import Follower
 from cirray.catalogue.snapshot import LiveGallery
-from cirray.catalogue.table import Catalogue, Change
+from cirray.catalogue.table import Catalogue
 from cirray.cli.main import guarded
 from cirray.core.config import Config, load_config
 from cirray.core.errors import StoreError

@@ -8,11 +8,12 @@ from typing import Any
 
 import numpy as np
 
+from cirray.catalogue.change import Change
 from cirray.catalogue.encoding import Decoded, PictureEncoder
 from cirray.catalogue.opening import Description, describe
 from cirray.catalogue.parquet import SUFFIXES, VectorFile
 from cirray.catalogue.rows import Rows, rows_of
-from cirray.catalogue.table import Catalogue, Change
+from cirray.catalogue.table import Catalogue
 from cirray.core import storage
 from cirray.core.artifacts import read_manifest
 from cirray.core.errors import ConfigError, DataError

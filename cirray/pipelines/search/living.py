@@ -7,9 +7,11 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from cirray.catalogue.change import Change
 from cirray.catalogue.encoding import Decoded, PictureEncoder
+from cirray.catalogue.made import TABLE
 from cirray.catalogue.opening import Description
-from cirray.catalogue.table import TABLE, Catalogue, Change
+from cirray.catalogue.table import Catalogue
 from cirray.core import storage
 from cirray.core.arrays import read_array
 from cirray.core.artifacts import Manifest, Stage, check_place, is_complete, open_stage, read_manifest

@@ -5,7 +5,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from living_gallery import World, vectors
 
-from cirray.catalogue.table import NUMBER, Catalogue, Change
+from cirray.catalogue.change import Change
+from cirray.catalogue.table import NUMBER, Catalogue
 
 WRITERS, STEPS = 3, 12
 

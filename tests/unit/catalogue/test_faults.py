@@ -10,7 +10,8 @@ from living_gallery import SHAPE, World, vectors
 from object_store import Moody, bucket, stub
 from small_disk import small_disk
 
-from cirray.catalogue.table import Catalogue, Change
+from cirray.catalogue.change import Change
+from cirray.catalogue.table import Catalogue
 from cirray.core.errors import RemadeError, StoreError
 
 

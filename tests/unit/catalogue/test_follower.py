@@ -9,7 +9,8 @@ import pytest
 from living_gallery import SHAPE, World, vectors
 
 from cirray.catalogue import follower as follower_module
-from cirray.catalogue.table import Catalogue, Change
+from cirray.catalogue.change import Change
+from cirray.catalogue.table import Catalogue
 from cirray.core.errors import ArtifactError, DataError, StoreError
 from cirray.index import metadata as metadata_module
 from cirray.index.filters import mask_of
@@ -67,7 +68,7 @@ def test_few_changes_are_taken_by_their_numbers_and_all_else_is_found_by_a_scan(
     for name in ("a", "b"):
         world.put(name)
         world.check(follower.poll())
-    world.table._table.optimize()
+    world.table._table.optimize.compact_files()
     world.check(follower.poll())
     assert not scans
     world.put(*(f"many {number}" for number in range(5_000)))

@@ -7,8 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from cirray.catalogue.change import Change
 from cirray.catalogue.opening import open_gallery
-from cirray.catalogue.table import Catalogue, Change
+from cirray.catalogue.table import Catalogue
 from cirray.data.config import DataConfig, FolderConfig
 from cirray.index.store import open_index
 from cirray.index.texts import MAX_TEXTS, texts_by_reference

@@ -10,8 +10,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cirray.catalogue.change import Change
 from cirray.catalogue.searcher import Key, Searcher
-from cirray.catalogue.table import Catalogue, Change
+from cirray.catalogue.table import Catalogue
 from cirray.core.artifacts import read_manifest
 from cirray.core.errors import ArtifactError, AwayError, IndexMismatchError
 from cirray.image_text import load_models
