@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from cirray.core.arrays import read_array
+from cirray.core.arrays import Arrays, read_array
 from cirray.core.errors import DataError
 from cirray.core.texts import is_whole, parse_json
 
@@ -81,8 +81,8 @@ def _npy(path: Path) -> np.ndarray:
 
 
 def _npz(path: Path) -> np.ndarray:
-    with np.load(path, allow_pickle=False) as arrays:
-        names = [name for name in arrays.files if name != "ids"]
+    with Arrays(path) as arrays:
+        names = [name for name in arrays if name != "ids"]
         return arrays[_one(names, path)]
 
 
@@ -110,8 +110,8 @@ def _one(names: Sequence[str], path: Path) -> str:
 
 def _ids(path: Path, ids_path: Path | None) -> tuple[str, ...]:
     if ids_path is None and path.suffix.lower() == ".npz":
-        with np.load(path, allow_pickle=False) as arrays:
-            if "ids" in arrays.files:
+        with Arrays(path) as arrays:
+            if "ids" in arrays:
                 return _array_ids(arrays, path)
     beside = (path.with_suffix(".ids.json"), path.with_name("ids.json"))
     found = ids_path or next((file for file in beside if file.is_file()), None)
@@ -128,7 +128,7 @@ def _ids(path: Path, ids_path: Path | None) -> tuple[str, ...]:
     return _names(names, found, "a JSON list of ids")
 
 
-def _array_ids(arrays: Any, path: Path) -> tuple[str, ...]:
+def _array_ids(arrays: Arrays, path: Path) -> tuple[str, ...]:
     """Ids of an `.npz`: text, bytes in UTF-8, or whole numbers, one a row."""
     try:
         ids = arrays["ids"]

@@ -73,3 +73,11 @@ def test_only_one_place_calls_transformers_readers_and_no_code_of_a_source_is_tr
         "cirray/models/towers/open_clip.py: HFTokenizer": "False",
         "cirray/models/towers/sentence_transformers.py: SentenceTransformer": "False",
     }
+
+
+def test_only_one_place_opens_numpy_files():
+    """For its lock."""
+    said = re.compile(r"np\.load\(|np\.load,|open_memmap\([^)]*\"r")
+    assert [
+        path.name for path in PACKAGE if path.is_relative_to(ROOT / "cirray") and said.search(path.read_text())
+    ] == ["arrays.py"]

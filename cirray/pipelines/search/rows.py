@@ -8,11 +8,12 @@ import json
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from cirray.core import storage
+from cirray.core.arrays import Arrays, change_array, read_array
 from cirray.core.artifacts import Manifest, Stage
 from cirray.core.contents import SEEN
 from cirray.core.errors import ArtifactError, damage_told, reason_of
@@ -72,11 +73,11 @@ class PartRows:
             packed = arrays["pictures"].tobytes()
         return lambda row: packed[ends[row] : ends[row + 1]] if row + 1 < len(ends) else b""
 
-    def _arrays(self) -> Any:
+    def _arrays(self) -> Arrays:
         with damage_told(self._uri, "Delete that file, or start anew with --restart."):
             is_local = storage.is_local(self._uri)
             file = storage.local_path(self._uri) if is_local else io.BytesIO(storage.read_bytes(self._uri))
-            return np.load(file, allow_pickle=False)
+            return Arrays(file)
 
 
 class IndexRows:
@@ -96,7 +97,7 @@ class IndexRows:
     def blocks(self, name: str) -> Iterator[np.ndarray]:
         """See `Source`."""
         if name in self._names:
-            mapped = partial(np.load, self._folder / name, mmap_mode="r", allow_pickle=False)
+            mapped = partial(read_array, self._folder / name)
             yield from (mapped()[start : start + _STEP] for start in range(0, len(mapped()), _STEP))
 
     def pictures(self) -> Callable[[int], bytes]:
@@ -125,7 +126,9 @@ class Rows:
                 for block in source.blocks(name) if len(to) else ():
                     shape = (len(keys), *block.shape[1:])
                     # mapped anew for each block, for a page once touched stays in this process's memory
-                    target = np.lib.format.open_memmap(folder / name, "r+" if made else "w+", block.dtype, shape)
+                    if not made:
+                        np.lib.format.open_memmap(folder / name, "w+", block.dtype, shape)
+                    target = change_array(folder / name)
                     inside = to[(wanted[to, 1] >= begin) & (wanted[to, 1] < begin + len(block))]
                     target[inside] = block[wanted[inside, 1] - begin]
                     begin, made = begin + len(block), True
