@@ -156,6 +156,14 @@ def private_cluster(quiet: bool = True) -> None:
         set_default("RAY_AUTH_TOKEN", secrets.token_hex(32))
 
 
+def hush_ray() -> None:
+    """Leave out Ray's warning of many workers; before `ray` is imported.
+
+    A private cluster has more than cores on purpose, for most of them wait.
+    """
+    set_default("RAY_DEDUP_LOGS_SKIP_REGEX", "worker processes have been started on node")
+
+
 def train_settings(poll_s: float, start_timeout_s: float, one_node: bool = False) -> None:
     """Ray Train's controller: how often it checks its workers and how long they may take to start. The user's values
     win.

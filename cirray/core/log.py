@@ -1,7 +1,11 @@
 """Messages for people on standard error, through one logger; only results go to standard output."""
 
 import logging
+import os
 import sys
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TextIO
 
 
@@ -34,6 +38,25 @@ def linked(address: str) -> str:
 def complain(text: str) -> None:
     """Print one line to standard error."""
     _write(sys.stderr, text)
+
+
+@contextmanager
+def without_line(words: bytes) -> Iterator[None]:
+    """Inside, standard error is held back, also compiled code's; then it is shown without lines that hold `words`."""
+    try:
+        shown = os.dup(2)
+    except OSError:  # this process has none
+        yield
+        return
+    with tempfile.TemporaryFile() as held:
+        os.dup2(held.fileno(), 2)
+        try:
+            yield
+        finally:
+            os.dup2(shown, 2)
+            os.close(shown)
+            held.seek(0)
+            os.write(2, b"".join(line for line in held if words not in line))
 
 
 def printable(text: object) -> str:

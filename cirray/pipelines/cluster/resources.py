@@ -4,7 +4,7 @@ import logging
 import os
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,10 @@ import ray.data
 from cirray.core.environ import private_cluster, ray_address
 from cirray.core.errors import ConfigError, reason_of
 from cirray.core.interrupts import own_handlers
-from cirray.core.log import get_logger
+from cirray.core.log import get_logger, without_line
 from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 
+_LEVEL_TOLD = b"Set ray log level from environment variable"
 _TOO_SLOW = "timed out during startup"
 _LEAST_LOGICAL_CPUS = 8
 _RAY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
@@ -123,12 +124,13 @@ def _start_private(config: RayConfig) -> None:
     options: dict[str, Any] = {"_temp_dir": config.temp_dir} if config.temp_dir else {}
     for attempt in (1, 2):
         try:
-            ray.init(
-                address="local", num_cpus=logical_cpus(config), num_gpus=config.num_gpus,
-                object_store_memory=config.object_store_memory, include_dashboard=config.dashboard,
-                log_to_driver=config.show_output, logging_level=logging.INFO if config.show_output else logging.ERROR,
-                **options,
-            )  # fmt: skip
+            with nullcontext() if config.show_output else without_line(_LEVEL_TOLD):
+                ray.init(
+                    address="local", num_cpus=logical_cpus(config), num_gpus=config.num_gpus,
+                    object_store_memory=config.object_store_memory, include_dashboard=config.dashboard,
+                    log_to_driver=config.show_output,
+                    logging_level=logging.INFO if config.show_output else logging.ERROR, **options,
+                )  # fmt: skip
             return
         except Exception as error:
             # Ray raises no narrower class here.

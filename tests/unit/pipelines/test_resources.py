@@ -3,6 +3,7 @@
 import os
 
 import pytest
+from ray._private.ray_logging import LogDeduplicator
 
 from cirray.core.config import validate
 from cirray.core.environ import private_cluster, ray_address
@@ -79,6 +80,26 @@ def test_a_cluster_that_starts_too_slowly_gets_a_second_try(bare):
     bare.setattr(resources.ray, "init", slow)
     resources._start_private(RayConfig())
     assert slow.calls == 2
+
+
+LEVEL = "[2026-12-01 00:36:49,363 I 1 1] logging.cc:303: Set ray log level from environment variable X to 3\n"
+
+
+@pytest.mark.parametrize(("shown", "told"), [(False, "before\nafter\n"), (True, f"before\n{LEVEL}after\n")])
+def test_rays_line_about_its_log_level_is_left_out_and_no_other(bare, capfd, shown, told):
+    bare.setattr(resources.ray, "init", lambda **_: os.write(2, f"before\n{LEVEL}after\n".encode()))
+    resources._start_private(RayConfig(show_output=shown))
+    assert capfd.readouterr().err == told
+
+
+def test_rays_warning_of_many_workers_is_left_out_and_no_other():
+    lines = [
+        "WARNING: 8 PYTHON worker processes have been started on node: 7b with address: 127.0.0.1, which is",
+        "other",
+    ]
+    keep = LogDeduplicator(5, None, os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"])
+    (found,) = keep.deduplicate({"lines": lines, "pid": "raylet", "is_err": False})
+    assert found["lines"] == ["other"]
 
 
 def test_two_slow_starts_are_one_sentence_and_other_errors_stay_themselves(bare):
