@@ -3,15 +3,21 @@
 Ray installs handlers of its own, which publish half a sweep or end the process silently; `own_handlers` keeps ours
 while its libraries run. One of them is C++ code (absl's) that lies over Python's: at SIGTERM it prints a stack, sets an
 alarm that aborts the process three seconds later, and only then calls Python's.
+
+A call of compiled code that waits for a store lets no handler of Python's run, and threads in one keep the process from
+ending. Those say so (`store_call`), and after a signal the process ends without them.
 """
 
 import math
+import os
 import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, NoReturn
+
+from cirray.core.log import complain
 
 
 class Terminated(KeyboardInterrupt):
@@ -22,6 +28,10 @@ _RAISED = {signal.SIGINT: KeyboardInterrupt, signal.SIGTERM: Terminated}
 _LIBRARIES_OWN = (*_RAISED, getattr(signal, "SIGUSR1", signal.SIGINT))
 _INSTALL = signal.signal
 _LOOK_S = 0.1
+_PATIENCE_S = 1.0
+"""Seconds that a call to a store may go on after a signal."""
+_CALLS: dict[object, float] = {}
+"""Those under way, in any thread: when each began."""
 _WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
 
 
@@ -62,8 +72,55 @@ class Received:
 def interruptible() -> Iterator[Received]:
     """Inside, Ctrl-C raises KeyboardInterrupt and SIGTERM `Terminated`; the earlier handlers return."""
     received = Received()
-    with _handled_by(received.take):
+    with _handled_by(received.take), _ended_where_stuck(received):
         yield received
+
+
+@contextmanager
+def store_call() -> Iterator[None]:
+    """Inside, a store may be waited for: an `interruptible` process ends a second after a signal all the same."""
+    call = object()
+    _CALLS[call] = time.monotonic()
+    try:
+        yield
+    finally:
+        del _CALLS[call]
+
+
+@contextmanager
+def _ended_where_stuck(received: Received) -> Iterator[None]:
+    """Inside, a thread hears of signals as they come, and ends a process that a call to a store holds up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    (heard, told), ended = os.pipe(), threading.Event()
+    os.set_blocking(told, False)
+    before = signal.set_wakeup_fd(told, warn_on_full_buffer=False)
+    watch = threading.Thread(target=_watch, args=(heard, ended, received), name="signals", daemon=True)
+    watch.start()
+    try:
+        yield
+    finally:
+        signal.set_wakeup_fd(before)
+        ended.set()
+        os.close(told)
+        watch.join()
+        os.close(heard)
+        if received.number and _CALLS:
+            os._exit(received.status)  # threads that are left would be waited for
+
+
+def _watch(heard: int, ended: threading.Event, received: Received) -> None:
+    since = math.inf
+    while numbers := os.read(heard, 1):
+        if numbers[0] not in _RAISED:
+            continue
+        since = time.monotonic()
+        while not ended.wait(_LOOK_S):
+            if any(max(since, began) + _PATIENCE_S < time.monotonic() for began in list(_CALLS.values())):
+                received.number = received.number or numbers[0]
+                complain(received.sentence)
+                os._exit(received.status)
 
 
 class Told:

@@ -6,7 +6,7 @@ import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from cirray.core import written
 from cirray.core.environ import store_patience_s
 from cirray.core.errors import ArtifactError, CirrayError, reason_of
+from cirray.core.interrupts import store_call
 from cirray.core.refusals import refused
 from cirray.core.texts import is_whole
 
@@ -97,6 +98,11 @@ def hurried(patience_s: float = 1.0) -> Iterator[None]:
         _PATIENCE.reset(token)
 
 
+def asking(uri: str | Path) -> AbstractContextManager[None]:
+    """Inside, a URI's store may be waited for, and Ctrl-C ends the process all the same."""
+    return nullcontext() if is_local(uri) else store_call()
+
+
 @contextmanager
 def told(uri: str | Path, what: str) -> Iterator[None]:
     """Inside, what a disk or store refuses is one sentence.
@@ -108,7 +114,8 @@ def told(uri: str | Path, what: str) -> Iterator[None]:
     Raises StoreError: it is full, read-only, closed to this user, or away; ArtifactError: there is nothing to read.
     """
     try:
-        yield
+        with asking(uri):
+            yield
     except (CirrayError, UnicodeError):
         raise
     except (FileNotFoundError, FileExistsError, IsADirectoryError, NotADirectoryError) as error:
@@ -240,7 +247,10 @@ def _copy(names: Iterable[str], source: str | Path, target: str | Path) -> None:
             if is_local(target):
                 Path(place).parent.mkdir(parents=True, exist_ok=True)
             written.take(join(target, name))
-            copy_files(posixpath.join(root, name), place, filesystem, other, chunk_size=_PIECE_BYTES, use_threads=False)
+            with asking(target):
+                copy_files(
+                    posixpath.join(root, name), place, filesystem, other, chunk_size=_PIECE_BYTES, use_threads=False
+                )
 
     with ThreadPoolExecutor(COPIES) as pool:
         for _ in pool.map(copy, names):

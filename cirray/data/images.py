@@ -138,7 +138,7 @@ def read_place(place: Place, limits: ImageLimits, name: str | None = None) -> by
         return _read_file(storage.local_path(place.uri), place.span, limits, repr(name))
     try:
         filesystem, remote = storage.resolve(place.uri)
-        with filesystem.open_input_file(remote) as stream:
+        with storage.asking(place.uri), filesystem.open_input_file(remote) as stream:
             return read_span(stream, place.span or (0, limits.max_bytes + 1), limits)
     except OSError as error:
         raise _unread(error, repr(name)) from None

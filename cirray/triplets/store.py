@@ -249,7 +249,8 @@ def row_counts(uri: str, folder: str = DATA) -> list[int]:
     counts = []
     for name in _files(uri, folder):
         try:
-            counts.append(pq.read_metadata(f"{path}/{name}", filesystem=filesystem).num_rows)
+            with storage.asking(uri):
+                counts.append(pq.read_metadata(f"{path}/{name}", filesystem=filesystem).num_rows)
         except (pa.ArrowInvalid, OSError) as error:
             place = storage.join(uri, folder, name)
             raise (refused(place, "read", error) if is_away(error) else _damaged(place, error)) from None

@@ -4,6 +4,10 @@ import copy
 import json
 import os
 import resource
+import signal
+import subprocess
+import sys
+import time
 
 import numpy as np
 import pytest
@@ -138,6 +142,42 @@ def test_parts_are_digested_while_they_are_written_and_not_read_back(store, monk
         patch.setattr("cirray.core.contents.file_digest", lambda uri: pytest.fail(f"{uri} was read back"))
         digest = stage.publish({}).digest
     assert digest == directory_digest(place("parts"))
+
+
+STUCK = """
+from pathlib import Path
+import sys
+from cirray.cli.main import guarded
+from cirray.core import storage
+
+def work():
+    print("asks", flush=True)
+    storage.upload_folder(Path(sys.argv[2]), sys.argv[1]) if sys.argv[2:] else storage.read_bytes(sys.argv[1])
+
+sys.exit(guarded(work))
+"""
+
+
+@pytest.mark.parametrize(("number", "copies"), [(signal.SIGINT, False), (signal.SIGTERM, True)])
+def test_a_process_that_waits_for_a_store_ends_at_once_when_it_is_told_to(number, copies, store, tmp_path):
+    moody, place = store
+    moody.away = FOREVER
+    (tmp_path / "a").write_bytes(b"x")
+    command = [sys.executable, "-c", STUCK, place("thing"), *([str(tmp_path)] if copies else [])]
+    patience = {**os.environ, "CIRRAY_STORE_PATIENCE_S": "200"}
+    asking = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=patience)
+    try:
+        assert asking.stdout.readline() == "asks\n"
+        end = time.monotonic() + 30
+        while moody.away > FOREVER - 8 and time.monotonic() < end:  # the next try is seconds away
+            time.sleep(0.02)
+        begin = time.monotonic()
+        asking.send_signal(number)
+        said = asking.communicate(timeout=60)[1]
+    finally:
+        asking.kill()
+    assert time.monotonic() - begin < 8
+    assert asking.returncode == 128 + number and len(said.splitlines()) == 1 and "nothing half-done" in said
 
 
 def test_an_actor_whose_store_is_away_says_so_and_is_not_a_crash(store):
