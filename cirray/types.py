@@ -107,6 +107,8 @@ class Generation:
     """The generator's own, 0 to 1, where it tells it."""
     tokens: tuple[int, int] = (0, 0)
     """Tokens read and written, where a server counts them."""
+    more: tuple["Generation", ...] = ()
+    """Further texts of the pair, where the generator was asked for several."""
 
 
 @dataclass(frozen=True)

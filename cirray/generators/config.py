@@ -196,6 +196,8 @@ class MtgConfig(SavedConfig, FrozenLanguageConfig):
     """How texts are decoded."""
 
 
+_ROOM = 128
+"""Tokens that a text and its reverse should have, with the JSON around them."""
 _QUESTIONS = ("prompt version", "cirray.generators.engines")
 
 
@@ -227,6 +229,9 @@ class LmmConfig(PicturesConfig):
     prompt_file: Place = ""
     """Text file with a question of your own, with `{reference}`, `{target}` and, where the form of the answer is to be
     said, `{answer}` in it; empty: `prompt`."""
+    texts: int = Field(1, ge=1, le=8)
+    """Texts of a pair and direction, which differ, written in one answer; each is a triplet, or a rejected row where
+    the model wrote fewer."""
     words: int = Field(40, ge=1)
     """Longest text in words; a longer one is asked for again, then rejected."""
     script: Literal["latin", "any"] = "latin"
@@ -236,6 +241,16 @@ class LmmConfig(PicturesConfig):
     def _sees(self) -> "LmmConfig":
         if bool(self.data) == bool(self.captions):
             raise ValueError("name either data, whose pictures the model sees, or captions, which it reads instead")
+        return self
+
+    @model_validator(mode="after")
+    def _has_room(self) -> "LmmConfig":
+        room = getattr(self.engine.settings, "max_tokens", None)
+        if self.texts > 1 and room is not None and room < _ROOM * self.texts:
+            raise ValueError(
+                f"texts={self.texts} need longer answers than max_tokens={room}; set engine.settings.max_tokens to "
+                f"{_ROOM * self.texts} or more"
+            )
         return self
 
     @property
@@ -280,6 +295,11 @@ class GeneratorChoice(Component):
     def reads(self) -> str:
         """What it needs of a pair's images: `features`, `pictures` or `captions`."""
         return str(getattr(self.settings, "reads", "features"))
+
+    @property
+    def texts(self) -> int:
+        """Texts of a pair and direction."""
+        return int(getattr(self.settings, "texts", 1))
 
 
 TRAINABLE: "Registry[TrainableKind]" = Registry(

@@ -5,13 +5,14 @@ Both directions and the kind of edit come from one question, so that a pair's tw
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
 from cirray.core.errors import DataError
 from cirray.generators.base import WriterSetup
 from cirray.generators.config import GENERATORS, LmmConfig
-from cirray.generators.engines.answers import first_object
+from cirray.generators.engines.answers import objects
 from cirray.generators.engines.base import Engine, Question, Reply, Shot
 from cirray.generators.engines.config import ENGINES
 from cirray.generators.pictures import PictureLookup
@@ -49,7 +50,8 @@ class LmmGenerator:
         settings = self._settings
         sees: list[object] = [part for item in sorted(self._captions.items()) for part in item] or [settings.side]
         assert self._engine is not None
-        return stable_id("lmm", self._engine.digest, self.prompt_version, settings.words, settings.script, *sees)
+        form = (settings.words, settings.script, settings.texts)
+        return stable_id("lmm", self._engine.digest, self.prompt_version, *form, *sees)
 
     @property
     def prompt_version(self) -> str:
@@ -77,13 +79,15 @@ class LmmGenerator:
 
     def question(self, pair: Pair, pictures: PictureLookup | None) -> Question:
         """What is asked about a pair. Raises DataError: a picture cannot be read, or has no caption."""
-        fields = ", ".join(_ANSWER[name] for name in self._names)
+        form = f"{{{', '.join(_ANSWER[name] for name in self._names)}}}"
+        if self._settings.texts > 1:
+            form = f'{{"texts": [{self._settings.texts} of these, each another request: {form}]}}'
         parts: list[str | Shot] = []
         for piece in _SLOT.split(self._settings.template):
             if piece in _ENDS:
                 parts.append(self._shown(getattr(pair, _ENDS[piece]), pictures))
             elif piece:
-                parts.append(piece.replace("{answer}", f"Answer with one JSON object and nothing else: {{{fields}}}."))
+                parts.append(piece.replace("{answer}", f"Answer with one JSON object and nothing else: {form}."))
         return Question(tuple(parts), self._schema)
 
     def _shown(self, image_id: str, pictures: PictureLookup | None) -> str | Shot:
@@ -98,15 +102,30 @@ class LmmGenerator:
         kinds: dict[str, Any] = {name: {"type": "string"} for name in self._names}
         kinds["edit"] = {"type": "string", "enum": list(EDITS)}
         kinds["confidence"] = {"type": "number"}
-        return {"type": "object", "properties": kinds, "required": self._names, "additionalProperties": False}
+        one = {"type": "object", "properties": kinds, "required": self._names, "additionalProperties": False}
+        if (texts := self._settings.texts) == 1:
+            return one
+        several = {"texts": {"type": "array", "items": one, "minItems": texts, "maxItems": texts}}
+        return {"type": "object", "properties": several, "required": ["texts"], "additionalProperties": False}
 
     def defect(self, answer: str) -> str:
         """What is wrong with an answer, in words; empty: nothing."""
-        found = parse_answer(answer)
-        if not found:
-            return "is not the JSON that was asked for"
-        texts = ((name, _clean(found.get(name))) for name in self._names if name in ("forward", "reverse"))
-        return next((f"has {fault}" for name, text in texts if (fault := self._fault(name, text))), "")
+        return next((fault for _, fault in self._found(answer) if fault), "")
+
+    def _found(self, answer: str) -> list[tuple[dict[str, Any], str]]:
+        """As many texts as are asked for, each with what is wrong with it."""
+        found, seen = list[tuple[dict[str, Any], str]](), set[tuple[str, str]]()
+        said = parse_answers(answer)[: self._settings.texts]
+        for fields in said:
+            texts = {name: _clean(fields.get(name)) for name in self._names if name in ("forward", "reverse")}
+            fault = next((f"has {fault}" for name, text in texts.items() if (fault := self._fault(name, text))), "")
+            words = {(name, " ".join(re.findall(r"\w+", text.casefold()))) for name, text in texts.items()}
+            if not fault and words & seen:
+                fault = "says the same twice"
+            seen |= words
+            found.append((fields, fault))
+        fewer = f"has {len(said)} of {self._settings.texts} texts" if said else "is not the JSON that was asked for"
+        return found + [({}, fewer)] * (self._settings.texts - len(said))
 
     def _fault(self, name: str, text: str) -> str:
         if not text:
@@ -119,16 +138,16 @@ class LmmGenerator:
         return ""
 
     def generation(self, pair_id: str, reply: Reply) -> Generation:
-        """The texts of a reply without defect, or its error."""
-        tokens = (reply.tokens_in, reply.tokens_out)
-        if reply.error:
-            return Generation(pair_id, None, error=reply.error, tokens=tokens)
-        found = parse_answer(reply.text)
-        edit = str(found.get("edit", "")).strip().lower()
-        return Generation(
-            pair_id, _clean(found["forward"]), _clean(found.get("reverse")) or None, tokens=tokens,
-            edit=edit if edit in EDITS else "", confidence=_share(found.get("confidence")),
-        )  # fmt: skip
+        """The texts of a reply that have no defect, and the error of the others."""
+        found = self._found(reply.text or reply.said)
+        none = all(fault for _, fault in found)
+        made = [
+            Generation(pair_id, None, error=(none and reply.error) or f"the answer {fault}")
+            if fault
+            else _generation(pair_id, fields)
+            for fields, fault in found
+        ]
+        return replace(made[0], tokens=(reply.tokens_in, reply.tokens_out), more=tuple(made[1:]))
 
 
 @GENERATORS.register("lmm")
@@ -137,12 +156,24 @@ def _make(settings: LmmConfig, setup: WriterSetup) -> LmmGenerator:
     return LmmGenerator(settings, setup, engine)
 
 
-def parse_answer(answer: str) -> dict[str, Any]:
-    """The fields of an answer: of its first JSON object, or of lines `forward: ...`; empty when there are none."""
-    if found := first_object(answer, "forward"):
+def parse_answers(answer: str) -> list[dict[str, Any]]:
+    """The fields of an answer's texts: of its JSON objects, or of lines `forward: ...`; none when there are none."""
+    if found := list(objects(answer, "forward")):
         return found
-    lines = {name.lower(): text for name, text in _LINE.findall(answer)}
-    return lines if "forward" in lines else {}
+    told: list[dict[str, Any]] = [{}]
+    for name, text in _LINE.findall(answer):
+        if name.lower() in told[-1]:
+            told.append({})
+        told[-1][name.lower()] = text
+    return [fields for fields in told if "forward" in fields]
+
+
+def _generation(pair_id: str, fields: dict[str, Any]) -> Generation:
+    edit = str(fields.get("edit", "")).strip().lower()
+    return Generation(
+        pair_id, _clean(fields["forward"]), _clean(fields.get("reverse")) or None, edit=edit if edit in EDITS else "",
+        confidence=_share(fields.get("confidence")),
+    )  # fmt: skip
 
 
 def _clean(text: Any) -> str:

@@ -66,12 +66,15 @@ class Reply:
     tokens_out: int = 0
     cut: int = 0
     """Limit of tokens at which the answer was cut; 0: it ended, or nobody tells."""
+    said: str = ""
+    """The text that has the defect that `error` tells."""
 
     def checked(self, defect: Defect) -> "Reply":
         """The reply, or one that says what is wrong with its text."""
         fault = "" if self.error else defect(self.text)
         told = f", and was cut at max_tokens={self.cut}" if self.cut else ""
-        return replace(self, text="", error=f"the answer {fault}: {self.text[:80]!r}{told}") if fault else self
+        error = f"the answer {fault}: {self.text[:80]!r}{told}"
+        return replace(self, text="", said=self.text, error=error) if fault else self
 
 
 @dataclass

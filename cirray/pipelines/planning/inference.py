@@ -175,7 +175,7 @@ def plan_lmm(run: GenerateRun, plan: PlanConfig, beside: RecipesBeside) -> PlanR
     pairs = plan.rows or pair_count(run.pairs, beside)
     seen = plan.picture_tokens or (round(chosen.side / _PATCH) ** 2 if chosen.data else _CAPTION)
     read = 2 * seen + len(chosen.template) // _LETTERS
-    written = (2 if run.reverse_texts else 1) * plan.answer_tokens + _FRAME
+    written = chosen.texts * ((2 if run.reverse_texts else 1) * plan.answer_tokens + _FRAME)
     rate, source = plan.samples_per_second, "plan.samples_per_second"
     if rate is None and plan.tokens_per_second:
         rate, source = plan.tokens_per_second / written, "plan.tokens_per_second"

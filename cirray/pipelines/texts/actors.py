@@ -1,7 +1,7 @@
 """Ray Data's workers of the generate stage: pairs of a part in, one part of a triplets artifact out."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from cirray.core.errors import ArtifactError
@@ -56,7 +56,7 @@ class GenerateTexts:
         self._features = FeatureStore.open_many(list(features)) if generator.reads == "features" else None
         seen = generator.settings if isinstance(generator.settings, PicturesConfig) else None
         self._shots = Shots(seen.limits, seen.side) if seen and seen.data else None
-        self._work_uri, self._recipe, self._both = work_uri, recipe, both
+        self._work_uri, self._recipe, self._both, self._texts = work_uri, recipe, both, generator.texts
         self._row = {**row, "prompt_version": self.generator.prompt_version}
         self.answers = Answers(work_uri)
 
@@ -116,10 +116,16 @@ class GenerateTexts:
         """Rows of triplets and of rejections: together one for each pair and direction."""
         triplets: list[dict[str, Any]] = []
         rejected: list[dict[str, Any]] = []
-        for pair, made in zip(pairs, generations, strict=True):
+        numbered = (
+            (pair, number, one)
+            for pair, made in zip(pairs, generations, strict=True)
+            for number, one in enumerate(_texts_of(made, self._texts))
+        )
+        for pair, number, made in numbered:
             forward = (pair.reference_id, pair.target_id, "forward", made.text, made.reverse_text)
             backward = (pair.target_id, pair.reference_id, "reverse", made.reverse_text, made.text)
-            for reference, target, direction, text, other in (forward, backward) if self._both else (forward,):
+            for reference, target, way, text, other in (forward, backward) if self._both else (forward,):
+                direction = way_name(way, number)
                 key = {
                     "triplet_id": triplet_id(pair.pair_id, self._recipe, direction), "pair_id": pair.pair_id,
                     "reference_id": reference, "target_id": target,
@@ -128,18 +134,30 @@ class GenerateTexts:
                     triplets.append({**key, **self._row, **_texts(text, other), **_numbers(pair, made)})
                 else:
                     names = ("source", "generator")
-                    reason = {"reason": made.error or f"no {direction} text", "modification": text}
+                    reason = {"reason": made.error or f"no {way} text", "modification": text}
                     rejected.append({**key, **{name: self._row[name] for name in names}, **reason})
         return triplets, rejected
 
 
 def as_generation(row: Mapping[str, Any]) -> Generation:
     """What `asdict` made of a generation, back from JSON."""
-    return Generation(**{**row, "tokens": tuple(row["tokens"])})
+    more = tuple(as_generation(further) for further in row["more"])
+    return Generation(**{**row, "tokens": tuple(row["tokens"]), "more": more})
+
+
+def way_name(way: str, number: int) -> str:
+    """Name of a direction's first (`forward`) or a further text (`forward 2`), by which its triplet is known."""
+    return f"{way} {number + 1}" if number else way
+
+
+def _texts_of(made: Generation, wanted: int) -> tuple[Generation, ...]:
+    """As many generations as texts are wanted: a pair that failed as a whole has failed in each."""
+    told = (made, *made.more)
+    return told + tuple(replace(made, text=None, reverse_text=None) for _ in range(wanted - len(told)))
 
 
 def _has_text(row: Mapping[str, Any]) -> bool:
-    return not row["error"]
+    return any(not one["error"] for one in (row, *row["more"]))
 
 
 def _absent(pair: Pair, store: FeatureStore | None) -> tuple[str, ...]:

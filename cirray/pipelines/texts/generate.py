@@ -20,7 +20,7 @@ from cirray.generators.places import described
 from cirray.pipelines.cluster.parts import Cut, Parts, Rejected, run_parts
 from cirray.pipelines.cluster.streaming import Step
 from cirray.pipelines.data.datasets import check_leaks, contents_of, guard_inputs, open_dataset
-from cirray.pipelines.texts.actors import GenerateTexts, GeneratorLoader, load_generator
+from cirray.pipelines.texts.actors import GenerateTexts, GeneratorLoader, load_generator, way_name
 from cirray.pipelines.texts.config import GenerateRun
 from cirray.pipelines.texts.judging import text_accuracy
 from cirray.pipelines.texts.ordering import order_pairs
@@ -46,7 +46,7 @@ _FILTERED = ".filtered.parquet"
 
 @dataclass(frozen=True)
 class TextPlan:
-    """Pairs in their order, cut into parts; what else a text depends on, and the directions that are written."""
+    """Pairs in their order, cut into parts; what else a text depends on, and names of a pair's texts (`way_name`)."""
 
     tables: Cut
     recipe: str
@@ -117,7 +117,8 @@ def make_plan(run: GenerateRun, places: Mapping[str, str] | None = None) -> Text
     saved, settings = _saved(run), canonical(run.generator.identity())
     generator = saved.digest if saved else stable_id("generator", settings)
     recipe = stable_id("recipe", generator, settings, run.seed)
-    directions = ("forward", "reverse") if run.directions == "both" else ("forward",)
+    ways = ("forward", "reverse") if run.directions == "both" else ("forward",)
+    directions = tuple(way_name(way, number) for number in range(run.generator.texts) for way in ways)
     names, texts = (pa.array(column, pa.string()) for column in ((places or {}).keys(), (places or {}).values()))
     for end in ("reference", "target") if places else ():
         table = table.append_column(f"{end}_place", texts.take(pc.index_in(table.column(f"{end}_id"), names)))

@@ -19,7 +19,7 @@ from cirray.core.errors import ConfigError, DataError, GenerationError
 from cirray.data.config import ImageLimits
 from cirray.generators.config import GENERATORS, PicturesConfig
 from cirray.generators.engines import http
-from cirray.generators.lmm import parse_answer
+from cirray.generators.lmm import parse_answers
 from cirray.generators.pictures import Shots
 from cirray.pipelines.texts.config import GenerateRun
 from cirray.pipelines.texts.generate import run_generate
@@ -76,6 +76,54 @@ def test_two_pictures_arrive_and_both_texts_with_kind_and_confidence_are_kept(wo
     assert rows[0]["prompt_version"].startswith("edit/1#")
     with LMM.Stub() as again:
         assert generate(world, again.url).digest == manifest.digest and not again.bodies
+
+
+def several(*forward):
+    return {"texts": [{"forward": text, "reverse": f"not {text}", "edit": "count"} for text in forward]}
+
+
+def test_several_texts_of_a_pair_come_in_one_answer_and_each_is_a_row(world):
+    def say(body, number):
+        return several("make it blue", f"a bluer one, {number}", "paint it blue")
+
+    fields = {"texts": 3}
+    with pytest.raises(ConfigError, match="texts=3 need longer answers than max_tokens=256; .* 384 or more"):
+        generate(world, "http://127.0.0.1:9/v1", settings=fields)
+    with LMM.Stub(say) as stub:
+        manifest = generate(world, stub.url, {"max_tokens": 384}, settings=fields)
+    assert manifest.counts == {"pairs": 12, "triplets": 72, "rejected": 0} and len(stub.bodies) == 12
+    schema = stub.bodies[0]["response_format"]["json_schema"]["schema"]["properties"]["texts"]
+    assert (schema["minItems"], schema["maxItems"]) == (3, 3) and "3 of these, each another" in stub.texts()[0]
+    rows = TripletStore.open(world / "out").table().to_pylist()
+    assert len({row["triplet_id"] for row in rows}) == 72
+    own = [row for row in rows if row["pair_id"] == rows[0]["pair_id"]]
+    assert len({row["modification"] for row in own}) == 6 and {row["edit"] for row in rows} == {"count"}
+    assert sum(row["reverse_modification"] == f"not {row['modification']}" for row in own) == 3
+
+
+def test_too_few_texts_are_asked_for_again_and_what_is_missing_then_is_a_rejected_row(world):
+    said = {
+        1: several("make it blue", "Make it blue!"), 2: several("make it blue"), 3: "nothing", 4: "nothing",
+        5: several("make it blue", "把它变成蓝色"), 6: several("blue", "bluer", "bluest"),
+        7: "forward: blue\nreverse: red\nforward: bluer\nreverse: redder",
+    }  # fmt: skip
+    with LMM.Stub(lambda body, number: said.get(number, several("a", "b"))) as stub:
+        manifest = generate(world, stub.url, {"open_requests": 1}, settings={"texts": 2})
+    assert manifest.counts == {"pairs": 12, "triplets": 42, "rejected": 6} and len(stub.bodies) == 15
+    rejected = TripletStore.open(world / "out").rejected().to_pylist()
+    reasons = sorted(row["reason"] for row in rejected)
+    assert reasons[:2] == ["the answer has 1 of 2 texts"] * 2
+    assert all("not the JSON that was asked for: 'nothing' (2 tries)" in reason for reason in reasons[2:])
+    assert len({row["triplet_id"] for row in rejected}) == 6
+
+
+def test_a_stopped_run_with_several_texts_loses_and_doubles_nothing(world):
+    with LMM.Stub(lambda body, number: several("a", "b") if number <= 6 else (503, "down")) as stub:
+        with pytest.raises(GenerationError, match="503"):
+            generate(world, stub.url, {"open_requests": 1}, settings={"texts": 2})
+    with LMM.Stub(lambda body, number: several("a", "b")) as stub:
+        assert generate(world, stub.url, settings={"texts": 2}).counts == {"pairs": 12, "triplets": 48, "rejected": 0}
+    assert len(stub.bodies) == 8
 
 
 def test_forward_alone_asks_for_one_text(world):
@@ -218,9 +266,9 @@ def test_wrong_settings_are_one_sentence(world):
         ('```json\n{"forward": "a", "reverse": "b"}\n```', "a"),
         ('Sure! {"x": 1} {"forward": "a"}', "a"),
         ("forward: make it red\nreverse: make it blue", "make it red"),
-        ("**Forward**: make it red", "make it red"),
+        ("**Forward**: make it red", "make it red"), ("reverse: make it blue\nforward: make it red", "make it red"),
         ("[" * 100_000, None), ("{" * 100_000, None), ('{"forward":', None), ("", None), ('["forward"]', None),
     ],
 )  # fmt: skip
 def test_answers_are_found_in_what_models_write(answer, forward):
-    assert parse_answer(answer).get("forward") == forward
+    assert [found["forward"] for found in parse_answers(answer)[:1]] == ([] if forward is None else [forward])

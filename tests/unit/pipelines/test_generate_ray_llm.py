@@ -153,6 +153,18 @@ def test_an_answer_with_a_defect_is_asked_for_again_less_greedily_and_every_toke
     assert heat == [{0.0}, {0.5}] and made.extra["tokens"] == {"tokens_in": 14 * 90, "tokens_out": 14 * 9}
 
 
+def test_several_texts_of_a_pair_are_rows_of_their_own(world, monkeypatch):
+    said = json.dumps({"texts": [{"forward": text, "reverse": f"not {text}"} for text in ("a", "b")]})
+    bad, halves = TINY.chain(12)[3].pair_id, json.dumps({"texts": [{"forward": "a", "reverse": "c"}]})
+    stages = Stages(lambda data: halves if data["pair_id"] == bad else said, twice=0)
+    monkeypatch.setattr(llm, "build_processor", stages.build)
+    tree = run_of(world).model_dump(include={"pairs", "out", "part_rows"})
+    tree["generator"] = run_of(world).generator.model_dump(exclude_unset=True)
+    tree["generator"]["settings"]["texts"] = 2
+    made = run_generate(validate(GenerateRun, tree))
+    assert made.counts == {"pairs": 12, "triplets": 46, "rejected": 2} and len(stages.rounds) == 3
+
+
 def test_what_is_answered_in_a_round_is_kept_when_the_next_one_is_killed(world, monkeypatch):
     bad = TINY.chain(12)[5].pair_id
 
