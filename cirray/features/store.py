@@ -54,9 +54,10 @@ class FeatureStore:
     """Image id -> patch tokens. Opening reads ids and headers; vectors are read from disk when asked for."""
 
     def __init__(
-        self, shards: Sequence[np.ndarray], ids: Sequence[str] | pa.ChunkedArray, info: FeatureInfo
+        self, shards: Sequence[np.ndarray], ids: Sequence[str] | pa.ChunkedArray, info: FeatureInfo,
+        rows: np.ndarray | None = None,
     ) -> None:  # fmt: skip
-        """Take shards [n, P, D] and the ids of their rows, in one order.
+        """Take shards [n, P, D] and the ids of their rows, in one order; with `rows` of those alone.
 
         Raises ArtifactError when an id appears twice, or ids and rows differ in number.
         """
@@ -64,8 +65,10 @@ class FeatureStore:
         self._shards = list(shards)
         self._buffers: list[np.ndarray] = []
         self._starts = np.cumsum([0, *(len(shard) for shard in shards)])
-        if len(ids) != self._starts[-1]:
-            raise ArtifactError(f"{len(ids)} ids for {self._starts[-1]} rows. Embed the images again.")
+        self._rows = rows
+        count = int(self._starts[-1]) if rows is None else len(rows)
+        if len(ids) != count:
+            raise ArtifactError(f"{len(ids)} ids for {count} rows. Embed the images again.")
         try:
             self.ids = Ids(ids)
         except DataError as error:
@@ -194,7 +197,7 @@ class FeatureStore:
                 f"No features for image {shown}{more}; the store holds {len(self)} images. Embed these images, or "
                 "name the features artifact that holds them."
             )
-        return rows
+        return rows if self._rows is None else self._rows[rows]
 
 
 def check_tower(features: Sequence[str], made_by: str, reader: str, needed: str) -> None:
@@ -241,9 +244,13 @@ def _joined(whole: FeatureStore, store: FeatureStore, name: str) -> FeatureStore
             raise DataError(
                 f"Image id {image_id!r} is another image in {name!r} than before; give each image its own id."
             )
-    fresh = store.ids.column.filter(pa.array(~known))
-    shards = [store.get(fresh.to_pylist())] if known.any() else store._shards
-    return FeatureStore([*whole._shards, *shards], pa.chunked_array([whole.ids.column, fresh]), whole.info)
+    ids = pa.chunked_array([whole.ids.column, store.ids.column.filter(pa.array(~known))])
+    rows = np.concatenate([_rows(whole), whole._starts[-1] + _rows(store)[~known]])
+    return FeatureStore([*whole._shards, *store._shards], ids, whole.info, rows)
+
+
+def _rows(store: FeatureStore) -> np.ndarray:
+    return np.arange(len(store)) if store._rows is None else store._rows
 
 
 def _info(manifest: Manifest, uri: str) -> FeatureInfo:

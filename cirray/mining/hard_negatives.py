@@ -6,20 +6,23 @@ from cirray.core.seeding import numpy_generator
 
 UNUSED = -1
 """Fills lists that are shorter than others."""
+_SCORES = 2**25
 
 
 def hard_lists(
     query_MD: np.ndarray, image_ND: np.ndarray, reference_M: np.ndarray, target_M: np.ndarray, ranks: tuple[int, int],
-    max_cosine: float, block: int = 1024,
+    max_cosine: float, block: int = 0,
 ) -> np.ndarray:  # fmt: skip
     """For every query, the possible negatives in a window of ranks (first and last, from 1) of its own ranking.
 
     All vectors have norm 1. Images nearer to the target than `max_cosine` are left out, as they may show the same.
+    `block` queries are ranked at once; 0: as many as have 33 million scores.
 
     Returns: int64 `[M, K]`: rows of images, best first, without target and reference; -1 fills.
     """
     low, high = ranks[0] - 1, min(ranks[1], len(image_ND))
     lists_MK = np.full((len(query_MD), max(high - low, 0)), UNUSED, dtype=np.int64)
+    block = block or max(1, _SCORES // max(len(image_ND), 1))
     for begin in range(0, len(query_MD), block):
         part = slice(begin, begin + block)
         scores_BN = query_MD[part] @ image_ND.T

@@ -2,9 +2,9 @@
 
     python jobs/benchmarks/chaos_stages.py [kinds=[actor,driver,worker,trial,index]] [kills=20] [store=s3] [seed=0]
 
-`actor`: one of two that write texts. `driver`: of generation. `worker`: of Ray Train, in a fine-tuning. `trial`: a
-process of a sweep. `index`: an index build. A killed driver or build is started again, the other kinds go on by
-themselves; a run is hit up to `at_once` times until it has ended.
+`actor`: one of two that write texts. `driver`: of generation, on Ray or (`ray=false`) without. `worker`: of Ray Train,
+in a fine-tuning. `trial`: a process of a sweep. `index`: an index build. A killed driver or build is started again, the
+other kinds go on by themselves; a run is hit up to `at_once` times until it has ended.
 `store=s3` writes to an S3 server on loopback (moto), and needs `pip install moto[server]`.
 """
 
@@ -63,6 +63,8 @@ class ChaosConfig(Config):
     """False: `driver` and `worker` work in one process without Ray, which is killed."""
     pairs: int = Field(4000, ge=10)
     """Pairs to write texts for, ten in a part."""
+    workers: int = Field(1, ge=1)
+    """Ray Train's workers of a training; one of them is killed."""
     steps: int = Field(100, ge=10)
     """Steps of a training, with a checkpoint at every fifth."""
 
@@ -124,7 +126,7 @@ def runs(root: Path, config: ChaosConfig) -> dict[Kind, Fields]:
     index = {"checkpoint": str(root / "checkpoint"), "images": str(root / "world"), "shard": 4}
     return {
         "actor": {**generate, "ray": RAY}, "driver": {**generate, "ray": RAY}, "index": index,
-        "worker": {**here, "ray": {**RAY, "num_workers": 1, "max_failures": config.at_once}},
+        "worker": {**here, "ray": {**RAY, "num_workers": config.workers, "max_failures": config.at_once}},
         "trial": {**sweep, "max_failures": config.at_once, "ray": RAY},
     }  # fmt: skip
 

@@ -2,16 +2,18 @@
 
 L_cmp = -1/N sum_i log( e^(z_i.v_ti) / (sum_j e^(z_i.v_tj) + e^(z_i.v_ri) + sum_h e^(z_i.v_h)) ), products over tau, j
 over the batch's targets, h over mined images; L_2 = L_cmp + lambda_ret L_ret. After arXiv 2504.17990; the form is ours
-(docs/PAPERS.md#composing). The image side is frozen, so vectors of all images are computed once, and a step reads no
-image.
+(docs/PAPERS.md#composing). The image side is frozen, so vectors of all images are computed once, into a file that is
+mapped into memory, and a step reads no image.
 """
 
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import numpy as np
 import torch
 
+from cirray.core.environ import cache_folder
 from cirray.core.errors import ConfigError
 from cirray.losses.composing import composing
 from cirray.mining.hard_negatives import UNUSED, draw_hard, hard_lists
@@ -38,11 +40,14 @@ class Composing(Term[ComposingConfig]):
                 setup.image_ids.places([getattr(row, role) for row in setup.triplets])
                 for role in ("reference_id", "target_id")
             )
-            self._lists_MK = hard_lists(
-                query_vectors(setup).numpy(), self._image_ID.numpy(), reference_M, target_M, settings.ranks,
-                settings.max_cosine,
-            )  # fmt: skip
-            self._lists_MK = _own_first(self._lists_MK, _brought(setup))
+            lists = [
+                hard_lists(
+                    query_BD.numpy(), self._image_ID.numpy(), reference_M[rows], target_M[rows], settings.ranks,
+                    settings.max_cosine,
+                )
+                for rows, query_BD in query_vectors(setup)
+            ]  # fmt: skip
+            self._lists_MK = _own_first(np.concatenate(lists), _brought(setup))
 
     wanted = Wanted(references=True)
 
@@ -108,25 +113,29 @@ def own_scores(query_BD: torch.Tensor, images_BKQD: torch.Tensor) -> torch.Tenso
 
 @torch.no_grad()
 def image_vectors(setup: TermSetup) -> torch.Tensor:
-    """First gallery vector of every image by the start weights, `[I, D]` on the CPU."""
+    """First gallery vector of every image by the start weights, `[I, D]`: a file without a name, mapped into memory."""
     setup.retriever.eval()
-    blocks = [
-        setup.retriever.encode_gallery(_patches(setup, setup.image_ids[begin : begin + _BLOCK]))[:, 0].float().cpu()
-        for begin in range(0, len(setup.image_ids), _BLOCK)
-    ]
-    return torch.cat(blocks)
+    images, found = len(setup.image_ids), np.empty((0, 0), np.float32)
+    for begin in range(0, images, _BLOCK):
+        patches_BPD = _patches(setup, setup.image_ids[begin : begin + _BLOCK])
+        block_BD = setup.retriever.encode_gallery(patches_BPD)[:, 0].float().cpu().numpy()
+        if not begin:
+            cache_folder().mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=cache_folder()) as file:
+                found = np.memmap(file, np.float32, "w+", shape=(images, block_BD.shape[1]))
+        found[begin : begin + len(block_BD)] = block_BD
+    return torch.from_numpy(found)
 
 
 @torch.no_grad()
-def query_vectors(setup: TermSetup) -> torch.Tensor:
-    """Query of every triplet by the start weights, `[M, D]` on the CPU."""
-    retriever, blocks = setup.retriever.eval(), []
+def query_vectors(setup: TermSetup) -> Iterator[tuple[slice, torch.Tensor]]:
+    """Query of every triplet by the start weights: rows, and their `[B, D]` on the CPU."""
+    retriever = setup.retriever.eval()
     for begin in range(0, len(setup.triplets), _BLOCK):
         rows = setup.triplets[begin : begin + _BLOCK]
         state = retriever.encode_reference(_patches(setup, [row.reference_id for row in rows]))
         text = retriever.tokenize([row.modification for row in rows])
-        blocks.append(retriever.compose(state, text).float().cpu())
-    return torch.cat(blocks)
+        yield slice(begin, begin + len(rows)), retriever.compose(state, text).float().cpu()
 
 
 def _patches(setup: TermSetup, ids: Sequence[str]) -> torch.Tensor:

@@ -105,11 +105,18 @@ def test_several_artifacts_open_as_one_store(stored, tmp_path):
     assert FeatureStore.open_many(uri).ids == tuple(vectors)
 
 
+FURTHER = TINY.random_vectors(3, 2, prefix="last")
+
+
 def test_an_image_in_two_artifacts_counts_once_when_its_features_agree(stored, tmp_path):
     uri, vectors = stored
     same = {name: vectors[name] for name in ("img-0001", "img-0040")} | TINY.random_vectors(2, 1, prefix="new")
     store = FeatureStore.open_many([uri, TINY.write_features(tmp_path / "same", same)])
     assert len(store) == 52
+    last = FeatureStore.open_many([uri, str(tmp_path / "same"), TINY.write_features(tmp_path / "last", FURTHER)])
+    for name, tokens in (vectors | same | FURTHER).items():
+        assert np.array_equal(last.get([name])[0], tokens)
+    assert all(isinstance(shard, np.memmap) for shard in last._shards), "none is read into memory"
     other = TINY.write_features(tmp_path / "other", {"img-0001": vectors["img-0002"]})
     with pytest.raises(DataError, match="'img-0001' is another image"):
         FeatureStore.open_many([uri, other])

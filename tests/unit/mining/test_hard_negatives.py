@@ -1,5 +1,6 @@
 import numpy as np
 
+from cirray.mining import hard_negatives
 from cirray.mining.hard_negatives import UNUSED, draw_hard, hard_lists
 
 RNG = np.random.default_rng(0)
@@ -27,6 +28,14 @@ def test_lists_follow_the_ranks_of_the_queries_own_ranking():
         order = np.argsort(-(IMAGES @ QUERIES[row]), kind="stable")[1:6]
         kept = [name for name in order if name not in (TARGET[row], REFERENCE[row])]
         assert names[names != UNUSED].tolist() == kept
+
+
+def test_no_more_scores_than_allowed_are_ranked_at_once(monkeypatch):
+    whole, ranked, argsort = hard_lists(QUERIES, IMAGES, REFERENCE, TARGET, (2, 50), 0.9), [], np.argsort
+    monkeypatch.setattr(hard_negatives, "_SCORES", 3 * len(IMAGES) + 1)
+    monkeypatch.setattr(np, "argsort", lambda values, **how: ranked.append(values.size) or argsort(values, **how))
+    assert np.array_equal(hard_lists(QUERIES, IMAGES, REFERENCE, TARGET, (2, 50), 0.9), whole)
+    assert len(ranked) == 7 and max(ranked) == 180
 
 
 def test_draws_are_equal_for_one_seed_and_new_in_every_epoch():
