@@ -202,15 +202,10 @@ def subgroup(source: MiningInput, config: MiningConfig, settings: SubgroupConfig
     memory = config.memory_mib * 2**20 // 2
     vectors = CentredVectors(_features(source), source.ids, settings.representation, memory)
     links = subgroup_links(vectors, settings, memory, config.seed)
-    ends = [(link.first, link.second) if link.first < link.second else (link.second, link.first) for link in links]
-    low_E, high_E = np.array(ends, dtype=np.int64).reshape(-1, 2).T
-    group_E, score_E = (
-        np.array([link.group for link in links], dtype=np.int64),
-        np.array([link.score for link in links]),
-    )
-    pairs = _oriented(source.ids, low_E, high_E, config.seed, group_E, score_E)
-    names = pa.array([stable_id("subgroup", config.seed, group) for group in range(int(group_E.max(initial=-1)) + 1)])
-    return _grouped(pairs, names.cast(pa.string()).take(group_E))
+    pairs = _oriented(source.ids, links.low, links.high, config.seed, links.group, links.score)
+    groups = range(int(links.group.max(initial=-1)) + 1)
+    names = pa.array((stable_id("subgroup", config.seed, group) for group in groups), pa.string())
+    return _grouped(pairs, names.take(links.group))
 
 
 @POLICIES.register("existing")

@@ -7,6 +7,7 @@ ring; chords join opposite ones. With s_k the cosine of the k-th image taken: s_
 min_gap (docs/PAPERS.md#neighbour-subgroups).
 """
 
+from array import array
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -26,31 +27,35 @@ class Limits:
 
 
 @dataclass(frozen=True)
-class Link:
-    """Unordered pair of image indices, the group it comes from, and its cosine."""
+class Links:
+    """Unordered pairs of image indices `[E]`, the group each comes from, and its cosine."""
 
-    first: int
-    second: int
-    group: int
-    score: float
+    low: np.ndarray
+    high: np.ndarray
+    group: np.ndarray
+    score: np.ndarray
 
 
-def subgroup_links(vectors: CentredVectors, config: SubgroupConfig, memory_bytes: int, seed: int = 0) -> list[Link]:
+def subgroup_links(vectors: CentredVectors, config: SubgroupConfig, memory_bytes: int, seed: int = 0) -> Links:
     """Links of all accepted groups, each unordered pair once, in the order the groups were accepted.
 
     The answer depends on the seed, which orders the anchors, and not on `memory_bytes`.
     """
     targets_NK, scores_NK = neighbour_table(vectors, config, memory_bytes)
     limits = calibrated(scores_NK, config)
-    found: dict[tuple[int, int], Link] = {}
+    key_E, group_E, score_E = array("q"), array("q"), array("d")
     for number, group in enumerate(accepted_groups(targets_NK, scores_NK, config, limits, seed)):
         cosine_GG = _cosines(vectors, group)
         for a, b in links(len(group), config.links):
-            key = (min(group[a], group[b]), max(group[a], group[b]))
             score = round(float(cosine_GG[a, b]), 6)
-            if key not in found and config.min_score <= score <= limits.max_score:
-                found[key] = Link(*key, number, score)
-    return list(found.values())
+            if config.min_score <= score <= limits.max_score:
+                key_E.append(min(group[a], group[b]) * len(vectors) + max(group[a], group[b]))
+                group_E.append(number)
+                score_E.append(score)
+    keys = np.array(key_E, np.int64)
+    first_E = np.sort(np.unique(keys, return_index=True)[1])
+    low_E, high_E = np.divmod(keys[first_E], max(len(vectors), 1))
+    return Links(low_E, high_E, np.array(group_E, np.int64)[first_E], np.array(score_E)[first_E])
 
 
 def neighbour_table(

@@ -8,9 +8,11 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cirray.core.artifacts import localize
 from cirray.core.errors import DataError
+from cirray.core.ids import IdMap, Ids
 from cirray.triplets.store import DATA, REJECTED, read_tables, refuse_duplicates, write_part
 
 KIND = "captions"
@@ -57,6 +59,15 @@ def read_captions(uris: Iterable[str]) -> dict[str, dict[str, Any]]:
                     f"{uri!r}). Name one captions artifact per image."
                 )
     return found
+
+
+def known_captions(uris: Iterable[str]) -> IdMap[str]:
+    """Caption by key, of all rows of some artifacts' folders."""
+    asked = CAPTION_SCHEMA.empty_table(), *map(caption_table, uris)
+    table = pa.concat_tables([rows.select(["key", "caption"]) for rows in asked])
+    keys = pc.unique(table.column("key"))
+    captions = table.column("caption").take(pc.index_in(keys, value_set=table.column("key")))
+    return IdMap(Ids(keys), captions.combine_chunks(), str)
 
 
 def _sorted(uri: str, folder: str, schema: pa.Schema) -> pa.Table:

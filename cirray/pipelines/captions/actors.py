@@ -9,7 +9,7 @@ from cirray.generators.captioners.base import CaptionerSetup, Picture
 from cirray.generators.captioners.config import CAPTIONERS, CaptionerChoice
 from cirray.pipelines.cluster.answers import Answers
 from cirray.pipelines.cluster.streaming import Columns
-from cirray.triplets.captions import caption_table, write_captions
+from cirray.triplets.captions import known_captions, write_captions
 from cirray.types import part_name, stable_id
 
 
@@ -22,7 +22,7 @@ class CaptionImages:
         """Load the captioner (once per actor) and known captions: rows of the folders `reuse`, by their keys."""
         self._captioner = CAPTIONERS.get(captioner.kind)(captioner.settings, setup)
         self._work_uri, self._answers = work_uri, Answers(work_uri, setup.batch)
-        self._known = {row["key"]: row["caption"] for uri in reuse for row in caption_table(uri).to_pylist()}
+        self._known = known_captions(reuse)
 
     def __call__(self, columns: Columns) -> dict[str, int]:
         """Caption and write one part.

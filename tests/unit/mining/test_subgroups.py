@@ -74,7 +74,8 @@ def test_blockwise_mining_equals_brute_force(fields):
     wanted = brute_force(own, seed)
     for memory in (BYTES, 8 * 24 * 7):
         found = subgroup_links(vectors(memory), own, memory, seed)
-        assert {(link.first, link.second): link.group for link in found} == wanted
+        pairs = zip(found.low.tolist(), found.high.tolist(), strict=True)
+        assert dict(zip(pairs, found.group.tolist(), strict=True)) == wanted and len(found.low) == len(wanted)
     assert len(wanted) > 5
 
 
