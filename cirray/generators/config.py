@@ -234,8 +234,10 @@ class LmmConfig(PicturesConfig):
     the model wrote fewer."""
     words: int = Field(40, ge=1)
     """Longest text in words; a longer one is asked for again, then rejected."""
-    script: Literal["latin", "any"] = "latin"
-    """`latin`: a text mostly in other letters is asked for again, then rejected."""
+    language: Literal["english", "latin", "any"] = "english"
+    """What a text must be in, else it is asked for again, then rejected. `latin`: mostly Latin letters. `english`:
+    these, and no more common words of German, French, Spanish, Italian, Portuguese or Dutch than English ones. `any`:
+    not checked."""
 
     @model_validator(mode="after")
     def _sees(self) -> "LmmConfig":

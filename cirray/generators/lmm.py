@@ -15,6 +15,7 @@ from cirray.generators.config import GENERATORS, LmmConfig
 from cirray.generators.engines.answers import objects
 from cirray.generators.engines.base import Engine, Question, Reply, Shot
 from cirray.generators.engines.config import ENGINES
+from cirray.generators.languages import foreign_language
 from cirray.generators.pictures import PictureLookup
 from cirray.triplets.captions import read_captions
 from cirray.types import MAX_TEXT, Generation, Pair, stable_id
@@ -50,7 +51,7 @@ class LmmGenerator:
         settings = self._settings
         sees: list[object] = [part for item in sorted(self._captions.items()) for part in item] or [settings.side]
         assert self._engine is not None
-        form = (settings.words, settings.script, settings.texts)
+        form = (settings.words, settings.language, settings.texts)
         return stable_id("lmm", self._engine.digest, self.prompt_version, *form, *sees)
 
     @property
@@ -132,9 +133,11 @@ class LmmGenerator:
             return f"no {name} text"
         if len(text.split()) > self._settings.words or len(text) > MAX_TEXT:
             return f"a {name} text of {len(text.split()):,} words, more than {self._settings.words}"
-        letters = [letter for letter in text if letter.isalpha()]
-        if self._settings.script == "latin" and 2 * sum(letter < "\u0250" for letter in letters) <= len(letters):
+        wanted, letters = self._settings.language, [letter for letter in text if letter.isalpha()]
+        if wanted != "any" and 2 * sum(letter < "\u0250" for letter in letters) <= len(letters):
             return f"a {name} text in another script than Latin"
+        if wanted == "english" and (found := foreign_language(text)):
+            return f"a {name} text in another language than English ({found}?)"
         return ""
 
     def generation(self, pair_id: str, reply: Reply) -> Generation:

@@ -127,7 +127,9 @@ class HttpEngine:
                 if not last:
                     time.sleep(min(LONGEST_PAUSE_S, max(failed.wait_s, FIRST_PAUSE_S * 2**attempt)))
         if self._answered_at < begun:
-            raise GenerationError(f"{reason}, {most} times. What is finished is kept: start the server and run again.")
+            raise GenerationError(
+                f"{reason}, {most} times. What is finished is kept: run again when the server answers."
+            )
         return Reply("", f"{reason} ({most} tries)", own.read, own.written)
 
     def _try(self, question: Question, url: str, least: float) -> Reply:
@@ -248,7 +250,7 @@ def _said(reply: httpx.Response) -> str:
         text = str(found.get("message", found)) if isinstance(found, dict) else str(found)
     except ValueError:
         text = reply.text
-    return " ".join(text.split())[:160] or "no reason given"
+    return " ".join(text.split())[:160].rstrip(". ") or "no reason given"
 
 
 def _retry_after(reply: httpx.Response) -> float:

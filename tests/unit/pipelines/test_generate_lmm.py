@@ -19,6 +19,7 @@ from cirray.core.errors import ConfigError, DataError, GenerationError
 from cirray.data.config import ImageLimits
 from cirray.generators.config import GENERATORS, PicturesConfig
 from cirray.generators.engines import http
+from cirray.generators.languages import foreign_language
 from cirray.generators.lmm import parse_answers
 from cirray.generators.pictures import Shots
 from cirray.pipelines.texts.config import GenerateRun
@@ -29,6 +30,7 @@ from cirray.types import Generation
 
 FIXTURES = Path(__file__).parents[2] / "fixtures"
 TINY = SimpleNamespace(**runpy.run_path(str(FIXTURES / "tiny_pipeline.py")))
+PUBLIC = SimpleNamespace(**runpy.run_path(str(FIXTURES / "public_annotations.py")))
 LMM = SimpleNamespace(**runpy.run_path(str(FIXTURES / "lmm_stub.py")))
 DRIVER = """
 import json, sys
@@ -141,6 +143,7 @@ def test_bad_answers_and_bad_pictures_are_rejected_rows_with_a_reason(world):
         "img-0002": {"forward": "把它变成蓝色", "reverse": "make it red"},
         "img-0003": "I cannot see any pictures.",
         "img-0004": {"forward": ["make it blue"], "reverse": "make it red"},
+        "img-0005": {"forward": "make it blue", "reverse": "mach das Kleid rot und ohne Ärmel"},
     }
     (world / "photos" / "img-0009.png").write_bytes(b"no picture")
 
@@ -152,13 +155,33 @@ def test_bad_answers_and_bad_pictures_are_rejected_rows_with_a_reason(world):
 
     with LMM.Stub(say) as stub:
         manifest = generate(world, stub.url, {"picture_ids": True})
-    assert manifest.counts == {"pairs": 12, "triplets": 10, "rejected": 14}
+    assert manifest.counts == {"pairs": 12, "triplets": 8, "rejected": 16}
     rejected = TripletStore.open(world / "out").rejected().to_pylist()
     reasons = {row["reference_id"]: row["reason"] for row in rejected if row["reference_id"] < row["target_id"]}
     assert "has no reverse text" in reasons["img-0000"] and "2,000 words, more than 40" in reasons["img-0001"]
     assert "another script than Latin" in reasons["img-0002"] and "not the JSON" in reasons["img-0003"]
+    assert "a reverse text in another language than English (German?)" in reasons["img-0005"]
     assert "has no forward text" in reasons["img-0004"] and "img-0009" in reasons["img-0008"]
-    assert all("(2 tries)" in reasons[f"img-000{number}"] for number in range(5))
+    assert all("(2 tries)" in reasons[f"img-000{number}"] for number in range(6))
+
+
+def test_no_english_text_of_public_benchmarks_is_taken_for_another_language():
+    texts = [query.modification for query in PUBLIC.cirr_val()[0]]
+    texts += [text for row in PUBLIC.load("fashioniq/captions/cap.dress.val.json") for text in row["captions"]]
+    assert len(texts) > 6000 and not [text for text in texts if foreign_language(text)]
+
+
+@pytest.mark.parametrize(
+    ("text", "language"),
+    [
+        ("Zeige zwei Hunde statt einem und mit Katze", "German"), ("rends la robe bleue et sans manches", "French"),
+        ("Quita el perro del primer plano", "Spanish"), ("Aggiungi un gatto con la palla", "Italian"),
+        ("Troque o carro vermelho por um azul", "Portuguese"), ("maak de jurk blauw en zonder mouwen", "Dutch"),
+        ("make it blue", ""), ("a dress with an à la carte menu and a café de Paris sign on it", ""), ("", ""),
+    ],
+)  # fmt: skip
+def test_a_text_in_another_language_is_told_by_its_common_words(text, language):
+    assert foreign_language(text) == language
 
 
 def test_a_killed_driver_goes_on_after_its_finished_parts(world):
