@@ -9,6 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from cirray.core.config import validate
+from cirray.core.errors import ArtifactError, ConfigError
+from cirray.core.registry import load_plugins
+from cirray.index.store import open_index
+from cirray.pipelines.training.config import TrainRun
+
 ROOT = Path(__file__).parents[3]
 FIXTURES = ROOT / "tests" / "fixtures"
 LANGUAGE = ROOT / "cirray" / "assets" / "shapes-language"
@@ -73,24 +79,18 @@ def fields(tmp_path_factory):
     }
 
 
-def run_plugged(code, *arguments, plugins="toy_method"):
+def run_plugged(code, *arguments):
     """Run Python code in a process that knows the toy method."""
     path = os.pathsep.join([str(ROOT), str(FIXTURES / "outside")])
-    environment = {**os.environ, "PYTHONPATH": path, "CIRRAY_PLUGINS": plugins, "OMP_NUM_THREADS": "1"}
+    environment = {**os.environ, "PYTHONPATH": path, "CIRRAY_PLUGINS": "toy_method", "OMP_NUM_THREADS": "1"}
     command = [sys.executable, "-c", code, *arguments]
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=200)
 
 
-UNKNOWN = """
-import json, sys
-from cirray.core.config import validate
-from cirray.pipelines.training.config import TrainRun
-validate(TrainRun, json.loads(sys.argv[1]))
-"""
 ASKED = """
-import json
+import json, sys
 from cirray.core.config import load_config
-from cirray.core.errors import ConfigError
+from cirray.core.errors import ArtifactError, ConfigError
 from cirray.pipelines.captions.config import CaptionRun
 from cirray.pipelines.search.config import IndexRun
 from cirray.pipelines.texts.config import GeneratorRun, MineRun
@@ -127,13 +127,30 @@ found.append(run.encoder.settings.fusion.settings.share)
 chosen = load_config(GeneratorRun, None, ["generator=toy_bag", "generator.settings.count=7"])
 found.append(chosen.generator.settings.count)
 print(json.dumps({"faults": faults, "swept": found}))
+
+from cirray.cli.main import main
+for verb in sys.argv[1:]:
+    main(verb.split())
 """
+SHOWN = {
+    "finetune": ["encoder.settings", "training.terms", "training.mixing.settings"],
+    "mine": ["mining.policy.settings"],
+    "caption": ["captioner.settings"],
+    "index": ["index.settings"],
+    "train-generator": ["generator.settings"],
+}
 
 
-def test_settings_of_a_plug_in_are_checked_with_near_names_and_can_be_swept():
-    done = run_plugged(ASKED)
+@pytest.fixture(scope="module")
+def asked():
+    """What one process says that knows the plug-in: a line of JSON, then help."""
+    done = run_plugged(ASKED, *(f"{verb} --help {place}" for verb, places in SHOWN.items() for place in places))
     assert done.returncode == 0, done.stderr
-    told = json.loads(done.stdout)
+    return done.stdout.partition("\n")[::2]
+
+
+def test_settings_of_a_plug_in_are_checked_with_near_names_and_can_be_swept(asked):
+    told = json.loads(asked[0])
     wanted = ["encoder.settings.embed_dim", "training.terms.toy_length.length", "training.mixing.settings.stride",
               "mining.policy.settings.apart", "toy_stride", "captioner.settings.opening",
               "index.settings.width", "generator.settings.count", "encoder.settings.fusion.settings.share",
@@ -145,19 +162,10 @@ def test_settings_of_a_plug_in_are_checked_with_near_names_and_can_be_swept():
     assert told["swept"] == [3, 2, 6, 0.2, 7]
 
 
-def test_help_shows_what_a_plug_in_registers_with_its_settings():
-    paths = {
-        "finetune": ["encoder.settings", "training.terms", "training.mixing.settings"],
-        "mine": ["mining.policy.settings"],
-        "caption": ["captioner.settings"],
-        "index": ["index.settings"],
-        "train-generator": ["generator.settings"],
-    }
-    code = "import sys\nfrom cirray.cli.main import main\nfor verb in sys.argv[1:]: main(verb.split())"
-    shown = run_plugged(code, *(f"{verb} --help {place}" for verb, places in paths.items() for place in places)).stdout
+def test_help_shows_what_a_plug_in_registers_with_its_settings(asked):
     names = "toy embed_dim toy_length toy_stride stride toy_next apart toy_cut settings.width toy_name opening toy_mix"
     for words in (*names.split(), "share", "toy_bag", "settings.count"):
-        assert words in shown, words
+        assert words in asked[1], words
 
 
 def test_a_method_of_another_package_goes_through_training_index_and_search(fields, tmp_path):
@@ -165,18 +173,20 @@ def test_a_method_of_another_package_goes_through_training_index_and_search(fiel
     assert done.returncode == 0, done.stderr
     assert "learnt True words 3 {'pairs': 145, 'triplets': 290, 'rejected': 0}" in done.stdout, done.stdout
     assert "pairs 145" in done.stdout and "columns 3" in done.stdout and "caption see " in done.stdout, done.stdout
-    opened = run_plugged("import sys; from cirray.index.store import open_index; open_index(sys.argv[1])",
-                         str(tmp_path / "index"), plugins="")  # fmt: skip
-    assert "Unknown index backend 'toy_cut'. Known: exact, faiss." in opened.stderr
+    with pytest.raises(ArtifactError, match="Unknown index backend 'toy_cut'. Known: exact, faiss."):
+        open_index(str(tmp_path / "index"))
     assert '"toy_length"' in done.stdout and '"infonce"' in done.stdout and "val_R@1" in done.stdout
 
 
 def test_without_its_package_the_sentence_names_the_kind_and_those_that_are_known(fields):
-    done = run_plugged(UNKNOWN, json.dumps(fields), plugins="")
-    assert done.returncode and "Unknown kind of retriever 'toy'" in done.stderr
-    assert "Known: dual, forked, qformer, word_map" in done.stderr
+    with pytest.raises(
+        ConfigError, match="(?s)Unknown kind of retriever 'toy'.*Known: dual, forked, qformer, word_map"
+    ):
+        validate(TrainRun, fields)
 
 
-def test_a_plug_in_that_cannot_be_imported_is_named_with_the_remedy(fields):
-    done = run_plugged(UNKNOWN, json.dumps(fields), plugins="no_such_module")
-    assert done.returncode and "'no_such_module' cannot be imported" in done.stderr and "PYTHONPATH" in done.stderr
+def test_a_plug_in_that_cannot_be_imported_is_named_with_the_remedy(fields, monkeypatch):
+    monkeypatch.setenv("CIRRAY_PLUGINS", "no_such_module")
+    load_plugins.cache_clear()
+    with pytest.raises(ConfigError, match="(?s)'no_such_module' cannot be imported.*PYTHONPATH"):
+        validate(TrainRun, fields)

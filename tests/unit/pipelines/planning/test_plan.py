@@ -2,6 +2,7 @@
 
 import json
 import runpy
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,7 @@ CONFIGS = ROOT / "jobs" / "configs"
 TINY = runpy.run_path(str(ROOT / "tests" / "fixtures" / "tiny_training.py"))
 
 
+@cache
 def plan_of(name, *assignments, overlays=(), **plan):
     files = [str(CONFIGS / f"{file}.yaml") for file in (name, *overlays)]
     return plan_file(PlanRun(files=files, assignments=assignments, plan=PlanConfig(**plan)))
@@ -116,7 +118,7 @@ def test_a_generators_alignment_is_counted_and_pieces_lower_both():
 
 def test_a_generator_on_eight_gpus_shares_rows_and_optimiser_and_holds_its_language_model_on_each():
     one = plan_of("cirr/train-generator-mtg", "alignment=none")
-    many = plan_of("cirr/train-generator-mtg", "alignment=none", overlays=["hardware/train-8gpu"])
+    many = plan_of("cirr/train-generator-mtg", "alignment=none", overlays=("hardware/train-8gpu",))
     assert one.value("steps") == many.value("steps") and one.value("weights") == many.value("weights")
     assert one.value("language model") == many.value("language model") > 1.3e10
     assert many.value("batch") * 8 == one.value("batch")
@@ -155,7 +157,7 @@ def test_more_workers_and_stages_take_less_of_each_card(fields):
 
 
 def test_states_are_told_for_every_zero_stage_and_the_runs_own_is_marked():
-    report = plan_of("cirr/finetune-ptha-improved", overlays=["hardware/train-8small"])
+    report = plan_of("cirr/finetune-ptha-improved", overlays=("hardware/train-8small",))
     whole, one, two, three = (report.value(name) for name in ("engine torch", "ZeRO 1", "ZeRO 2", "ZeRO 3"))
     assert whole > one > two > three and whole == pytest.approx(16 * report.value("trained weights"), rel=1e-5)
     (own,) = [line for lines in report.sections.values() for line in lines if "this run" in line.note]
