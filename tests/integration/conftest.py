@@ -22,6 +22,6 @@ def ray_config(request):
         patch.syspath_prepend(FIXTURES)
         patch.setenv("PYTHONPATH", FIXTURES, prepend=os.pathsep)
         with cluster(config) as info:
-            assert info.private and info.cpus >= 8
+            assert info.private and info.own and info.cpus >= 8
             request.config.shared_cluster = True
             yield config

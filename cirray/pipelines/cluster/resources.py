@@ -20,6 +20,8 @@ from cirray.pipelines.cluster.config import PoolConfig, RayConfig
 _LEVEL_TOLD = b"Set ray log level from environment variable"
 _TOO_SLOW = "timed out during startup"
 _LEAST_LOGICAL_CPUS = 8
+_STARTED: set[str] = set()
+"""Addresses of clusters that this process started."""
 _RAY_LOGGERS = ("ray", "ray.data", "ray.train", "ray.tune")
 
 
@@ -33,6 +35,8 @@ class ClusterInfo:
     nodes: int
     largest: tuple[float, float] = (0.0, 0.0)
     """CPUs and GPUs of the machine that has the most of each."""
+    own: bool = False
+    """This process started it, for this stage or an earlier one, so it ends with this process."""
 
 
 @contextmanager
@@ -131,6 +135,7 @@ def _start_private(config: RayConfig) -> None:
                     log_to_driver=config.show_output,
                     logging_level=logging.INFO if config.show_output else logging.ERROR, **options,
                 )  # fmt: skip
+            _STARTED.add(_address())
             return
         except Exception as error:
             # Ray raises no narrower class here.
@@ -162,9 +167,20 @@ def _join(address: str, config: RayConfig) -> None:
 def _info(private: bool) -> ClusterInfo:
     total, nodes = ray.cluster_resources(), [node["Resources"] for node in ray.nodes() if node["Alive"]]
     cpus, gpus = (max((float(node.get(name, 0)) for node in nodes), default=0.0) for name in ("CPU", "GPU"))
-    info = ClusterInfo(private, float(total.get("CPU", 0)), float(total.get("GPU", 0)), len(nodes), (cpus, gpus))
+    info = ClusterInfo(
+        private,
+        float(total.get("CPU", 0)),
+        float(total.get("GPU", 0)),
+        len(nodes),
+        (cpus, gpus),
+        _address() in _STARTED,
+    )
     get_logger(__name__).debug("ray cluster: %s", info)
     return info
+
+
+def _address() -> str:
+    return str(ray.get_runtime_context().gcs_address) if ray.is_initialized() else ""
 
 
 @contextmanager

@@ -111,7 +111,7 @@ def fit_on_ray(fit: Fit, folder: Path, reports: Sequence[Any] = ()) -> tuple[lis
     with cluster(fit.ray) as info:
         check_room(fit.ray, info)
         train_settings(fit.ray.poll_s, fit.ray.start_timeout_s, info.nodes == 1)
-        result = _fit(fit, reports)
+        result = _fit(fit, reports, info.own)
     assert result.checkpoint is not None
     with result.checkpoint.as_directory() as name:
         shutil.copytree(Path(name) / MODEL, folder / MODEL, dirs_exist_ok=True)
@@ -196,7 +196,7 @@ def clear(fit: Fit) -> None:
         storage.remove(uri)
 
 
-def _fit(fit: Fit, reports: Sequence[Any]) -> ray.train.Result:
+def _fit(fit: Fit, reports: Sequence[Any], own: bool) -> ray.train.Result:
     filesystem, path = storage.resolve(fit.place)
     callbacks: list[Any] = [*reports, NoSecondTry()]
     settings = ray.train.RunConfig(  # type: ignore[call-arg]
@@ -215,7 +215,9 @@ def _fit(fit: Fit, reports: Sequence[Any]) -> ray.train.Result:
     work = partial(fit.work, {**fit.settings, **uris, "folder": working_folder()})
     with followed(fit.status_file, fit.title, fit.loop.steps, fit.writers), own_handlers() as asked:
         for left in reversed(range(fit.ray.max_failures + 1)):
-            trainer = _Trainer(work, torch_config=backend, scaling_config=scaling, run_config=settings)
+            trainer = (_OwnTrainer if own else _Trainer)(
+                work, torch_config=backend, scaling_config=scaling, run_config=settings
+            )
             try:
                 return trainer.fit()
             except KeyboardInterrupt:
@@ -236,9 +238,17 @@ def _died_at_start(error: Exception) -> bool:
 class _Trainer(TorchTrainer):
     """Without the process that would hand out Ray Data's sets to every group of workers: a run here has none."""
 
+    unwanted: tuple[str, ...] = ("DatasetsCallback",)
+
     def _create_default_callbacks(self) -> list[Any]:
         made = super()._create_default_callbacks()  # type: ignore[misc]
-        return [item for item in made if type(item).__name__ != "DatasetsCallback"]
+        return [item for item in made if type(item).__name__ not in self.unwanted]
+
+
+class _OwnTrainer(_Trainer):
+    """Without the process that would free the workers' CPUs where the controller is killed: the cluster ends, too."""
+
+    unwanted = (*_Trainer.unwanted, "PlacementGroupCleanerCallback")
 
 
 def _abort(asked: dict[int, Any]) -> None:

@@ -80,8 +80,14 @@ def test_ray_s_own_way_to_stop_workers_is_used_and_does_not_hide_the_interruptio
     assert called == [workers.signal.SIGINT]
 
 
-def test_a_training_starts_no_process_for_data_sets_that_it_has_not(tmp_path):
-    trainer = workers._Trainer(
+@pytest.mark.parametrize(
+    ("kind", "left_out"),
+    [("_Trainer", {"DatasetsCallback"}), ("_OwnTrainer", {"DatasetsCallback", "PlacementGroupCleanerCallback"})],
+)
+def test_a_training_starts_no_process_for_data_sets_or_in_its_own_cluster_for_a_dead_controller(
+    kind, left_out, tmp_path
+):
+    trainer = getattr(workers, kind)(
         lambda: None, torch_config=TorchConfig(), scaling_config=ray.train.ScalingConfig(num_workers=1),
         run_config=ray.train.RunConfig(storage_path=str(tmp_path)),
     )  # fmt: skip
@@ -89,7 +95,7 @@ def test_a_training_starts_no_process_for_data_sets_that_it_has_not(tmp_path):
         [type(item).__name__ for item in made]
         for made in (trainer._create_default_callbacks(), TorchTrainer._create_default_callbacks(trainer))
     )
-    assert own == [name for name in every if name != "DatasetsCallback"] and len(own) == len(every) - 1
+    assert own == [name for name in every if name not in left_out] and left_out <= set(every)
 
 
 def test_a_worker_that_dies_while_the_workers_start_is_restarted_as_after_any_failure(tmp_path, monkeypatch):
@@ -109,8 +115,8 @@ def test_a_worker_that_dies_while_the_workers_start_is_restarted_as_after_any_fa
         workers.Fit(print, {}, RayTrainConfig(max_failures=count), LoopConfig(steps=1), "run", str(tmp_path), "train")
         for count in (2, 1)
     ]
-    assert workers._fit(fits[0], ()) == "trained" and begun == ["run"] * 3
+    assert workers._fit(fits[0], (), False) == "trained" and begun == ["run"] * 3
     begun.clear()
     with pytest.raises(ConfigError, match="max_failures"):
-        workers._fit(fits[1], ())
+        workers._fit(fits[1], (), False)
     assert len(begun) == 2
