@@ -10,6 +10,20 @@ from cirray.types import Generation, Pair
 SettingsT = TypeVar("SettingsT", bound=Config, contravariant=True)
 
 
+@dataclass(frozen=True)
+class Unwritten:
+    """What a captioner or rewriter gives in place of a text that it has not written."""
+
+    reason: str
+
+
+def told(written: "str | Unwritten", otherwise: str) -> tuple[str, str]:
+    """The text, and why it is empty; `otherwise` where only that is known."""
+    if isinstance(written, Unwritten):
+        return "", written.reason
+    return written.strip(), "" if written.strip() else otherwise
+
+
 class ModificationGenerator(Protocol):
     """Writes the text that turns a pair's reference into its target, and the reverse text."""
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 from cirray.data.config import ImageLimits
+from cirray.generators.base import Unwritten
 from cirray.generators.captioners.config import CaptionerConfig
 
 SettingsT = TypeVar("SettingsT", bound=CaptionerConfig, contravariant=True)
@@ -41,8 +42,8 @@ class Captioner(Protocol):
         Raises DataError for an image that cannot be used.
         """
 
-    def caption(self, pictures: Sequence[Picture]) -> list[str]:
-        """One text per image, in order; an empty text is a failure."""
+    def caption(self, pictures: Sequence[Picture]) -> Sequence[str | Unwritten]:
+        """One text per image, in order; an empty text is a failure without a reason."""
 
 
 class MakeCaptioner(Protocol[SettingsT]):

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from cirray.core.log import get_logger
+from cirray.generators.base import Unwritten
 from cirray.generators.captioners.base import CaptionerSetup, Picture
 from cirray.generators.captioners.config import CAPTIONERS, LmmCaptionConfig
 from cirray.generators.engines.answers import line_defect
@@ -10,8 +10,6 @@ from cirray.generators.engines.base import Question
 from cirray.generators.engines.config import ENGINES
 from cirray.generators.pictures import Shots
 from cirray.types import stable_id
-
-_LOG = get_logger("generators")
 
 
 @CAPTIONERS.register("lmm")
@@ -28,17 +26,14 @@ class LmmCaptioner:
         """The picture as it is sent. Raises DataError for a file that cannot be read."""
         return self._shots(picture.image_id, picture.place).data
 
-    def caption(self, pictures: Sequence[Picture]) -> list[str]:
-        """The first line that the model writes of each picture; empty where it wrote none."""
+    def caption(self, pictures: Sequence[Picture]) -> list[str | Unwritten]:
+        """The first line that the model writes of each picture."""
         questions = [
             Question((self._shots(picture.image_id, picture.place), self._settings.instruction))
             for picture in pictures
         ]  # fmt: skip
         replies = self._engine.ask(questions, lambda text: line_defect(first_line(text)))
-        for picture, reply in zip(pictures, replies, strict=True):
-            if reply.error:
-                _LOG.warning("%s has no caption: %s", picture.image_id, reply.error)
-        return [first_line(reply.text) for reply in replies]
+        return [Unwritten(reply.error) if reply.error else first_line(reply.text) for reply in replies]
 
 
 def first_line(text: str) -> str:

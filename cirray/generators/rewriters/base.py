@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
+from cirray.generators.base import Unwritten
 from cirray.generators.rewriters.config import RewriterConfig
 from cirray.types import stable_id
 
@@ -36,8 +37,8 @@ class Rewriter(Protocol):
     def digest(self) -> str:
         """Identifies weights, instruction and decoding."""
 
-    def rewrite(self, asks: Sequence[Ask]) -> list[str]:
-        """One text per question, in order; an empty text is a failure."""
+    def rewrite(self, asks: Sequence[Ask]) -> Sequence[str | Unwritten]:
+        """One text per question, in order; an empty text is a failure without a reason."""
 
 
 class MakeRewriter(Protocol[SettingsT]):

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 
-from cirray.core.log import get_logger
+from cirray.generators.base import Unwritten
 from cirray.generators.engines.answers import line_defect
 from cirray.generators.engines.base import Engine, Question
 from cirray.generators.engines.config import ENGINES
@@ -11,8 +11,6 @@ from cirray.generators.rewriters.base import Ask, RewriterSetup
 from cirray.generators.rewriters.config import REWRITERS, LmmRewriteConfig
 from cirray.generators.rewriters.language import answer
 from cirray.types import stable_id
-
-_LOG = get_logger(__name__)
 
 
 @REWRITERS.register("lmm")
@@ -28,8 +26,8 @@ class LmmRewriter:
         """Over the engine and the instruction."""
         return stable_id("lmm-rewriter", self._engine.digest, self._settings.template)
 
-    def rewrite(self, asks: Sequence[Ask]) -> list[str]:
-        """The first line that the model writes of each question; empty where it wrote none.
+    def rewrite(self, asks: Sequence[Ask]) -> list[str | Unwritten]:
+        """The first line that the model writes of each question.
 
         Raises GenerationError: no server answers.
         """
@@ -38,10 +36,7 @@ class LmmRewriter:
             for ask in asks
         ]  # fmt: skip
         replies = self._engine.ask(questions, lambda text: line_defect(answer(text)))
-        for ask, reply in zip(asks, replies, strict=True):
-            if reply.error:
-                _LOG.warning("%r is not rewritten: %s", ask.modification[:80], reply.error)
-        return [answer(reply.text) for reply in replies]
+        return [Unwritten(reply.error) if reply.error else answer(reply.text) for reply in replies]
 
     @cached_property
     def _engine(self) -> Engine:

@@ -2,9 +2,11 @@
 
 import hashlib
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from cirray.core.errors import ArtifactError, DataError
+from cirray.generators.base import told
 from cirray.generators.captioners.base import CaptionerSetup, Picture
 from cirray.generators.captioners.config import CAPTIONERS, CaptionerChoice
 from cirray.pipelines.cluster.answers import Answers
@@ -55,21 +57,22 @@ class CaptionImages:
         texts = {image: self._known[key] for image, key in keys.items() if key in self._known}
         reused = len(texts)
         fresh = {keys[p.image_id]: p for p in pictures if p.image_id in keys and p.image_id not in texts}
-        told, made = self._answers.ask(part, fresh, self._caption)
-        texts |= {image: told[key] for image, key in keys.items() if key in told}
-        for image in [image for image, text in texts.items() if not text.strip()]:
-            reasons[image] = "the captioner wrote nothing, or no end"
+        answers, made = self._answers.ask(part, fresh, self._caption, itemgetter(0))
+        written = {image: answers[key] for image, key in keys.items() if key in answers}
+        texts |= {image: text for image, (text, _) in written.items()}
+        reasons |= {image: reason for image, (_, reason) in written.items() if reason}
         rows = [
             self._row(p.image_id, texts[p.image_id], keys[p.image_id]) for p in pictures if p.image_id not in reasons
         ]
         refused = [{"image_id": image, "reason": reason} for image, reason in reasons.items()]
         return rows, refused, {"reused": reused, "asked": len(made)}
 
-    def _caption(self, pictures: Sequence[Picture]) -> list[str]:
+    def _caption(self, pictures: Sequence[Picture]) -> list[tuple[str, str]]:
+        """Text, or the reason why there is none, of each."""
         made = self._captioner.caption(pictures)
         if len(made) != len(pictures):
             raise ArtifactError(f"The captioner returned {len(made)} texts for {len(pictures)} images.")
-        return made
+        return [told(written, "the captioner wrote nothing, or no end") for written in made]
 
     def _key(self, picture: Picture) -> str:
         """Digest of the image as the captioner reads it, and of the captioner."""

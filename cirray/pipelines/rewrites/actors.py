@@ -1,9 +1,11 @@
 """Ray Data's worker of the rewrite stage: query texts of a part in, a part of a rewrites artifact out."""
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
 from cirray.core.errors import ArtifactError
+from cirray.generators.base import told
 from cirray.generators.rewriters.base import Ask, RewriterSetup, rewrite_key
 from cirray.generators.rewriters.config import REWRITERS, RewriterChoice
 from cirray.pipelines.cluster.answers import Answers
@@ -54,20 +56,21 @@ class RewriteTexts:
         fresh = {
             key: ask for key, ask in zip(keys, asks, strict=True) if ask.caption.strip() and key not in self._known
         }
-        told, made = self._answers.ask(part, fresh, self._rewrite)
-        texts = {**self._known, **told}
+        answers, made = self._answers.ask(part, fresh, self._rewrite, itemgetter(0))
+        texts = self._known | {key: text for key, (text, _) in answers.items()}
         rows, rejected = [], []
         for item, key in zip(items, keys, strict=True):
             if texts.get(key):
                 own = {"text": texts[key], "rewriter": self._rewriter.digest, "prompt_version": self._prompt}
                 rows.append({**item, **own, "key": key})
             else:
-                reason = "the rewriter wrote nothing" if item["caption"].strip() else "the reference has no caption"
+                reason = answers[key][1] if item["caption"].strip() else "the reference has no caption"
                 rejected.append({**{name: item[name] for name in COLUMNS[:3]}, "reason": reason})
         return rows, rejected, len(made)
 
-    def _rewrite(self, asks: Sequence[Ask]) -> list[str]:
+    def _rewrite(self, asks: Sequence[Ask]) -> list[tuple[str, str]]:
+        """Text, or the reason why there is none, of each."""
         made = self._rewriter.rewrite(asks)
         if len(made) != len(asks):
             raise ArtifactError(f"The rewriter returned {len(made)} texts for {len(asks)} questions.")
-        return [text.strip() for text in made]
+        return [told(written, "the rewriter wrote nothing") for written in made]

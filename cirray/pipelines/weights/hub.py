@@ -66,8 +66,8 @@ def push_folder(folder: Path, repository: str, private: bool, kind: str = "model
     except Exception as error:  # noqa: BLE001 - whatever the hub's library and its network raise
         raise ArtifactError(
             f"The folder {str(folder)!r} is written, but the hub did not take it as {repository!r} "
-            f"({type(error).__name__}). Log in (hf auth login, or HF_TOKEN), see that you may write there, and give "
-            "the same command again."
+            f"({type(error).__name__}). See that it can be reached, log in (hf auth login, or HF_TOKEN) as one who "
+            "may write there, and give the same command again."
         ) from None
     _LOGGER.info("uploaded to %s", address)
     return address

@@ -19,6 +19,7 @@ from transformers import AutoProcessor, LlavaForConditionalGeneration
 
 from cirray.core.config import validate
 from cirray.core.errors import ArtifactError, ConfigError, GenerationError
+from cirray.generators.base import Unwritten
 from cirray.generators.captioners.base import CaptionerSetup, Picture
 from cirray.generators.captioners.config import CAPTIONERS, CaptionerChoice
 from cirray.generators.engines import http
@@ -30,6 +31,8 @@ from cirray.generators.rewriters.base import Ask, RewriterSetup
 from cirray.generators.rewriters.config import REWRITERS, RewriterChoice
 from cirray.models.towers.config import LanguageModelConfig
 from cirray.models.towers.language import build_language_model, build_word_tokenizer
+from cirray.pipelines.captions.actors import CaptionImages
+from cirray.pipelines.rewrites.actors import COLUMNS, RewriteTexts
 
 LMM = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "lmm_stub.py")))
 CAPTIONED = SimpleNamespace(**runpy.run_path(str(Path(__file__).parents[2] / "fixtures" / "small_captioner.py")))
@@ -276,7 +279,14 @@ def test_a_captioner_and_a_rewriter_ask_the_same_engine(tmp_path):
         other = validate(CaptionerChoice, {"kind": "lmm", "settings": {"engine": server, "words": 6, "side": 32}})
         assert CAPTIONERS.get("lmm")(other.settings, CaptionerSetup()).digest != captioner.digest
         stub.answers = lambda body, number: "word " * 2000
-        assert captioner.caption([Picture("a", str(tmp_path / "a.png"))]) == made.rewrite([Ask("red", "blue")]) == [""]
+        refused = captioner.caption([Picture("a", str(tmp_path / "a.png"))])
+        assert refused == made.rewrite([Ask("red", "blue")]) == [Unwritten(refused[0].reason)]
+        assert "a text of 2,000 words, more than can be kept" in refused[0].reason
+        workers = (
+            CaptionImages(chosen, CaptionerSetup(), str(tmp_path)).rows("p", [Picture("a", str(tmp_path / "a.png"))]),
+            RewriteTexts(rewriter, RewriterSetup(), str(tmp_path)).rows("p", [{name: "x" for name in COLUMNS}]),
+        )
+        assert [rejected[0]["reason"] for _, rejected, _ in workers] == [refused[0].reason] * 2
     assert LMM.pictures_of(stub.bodies[0]) == [(32, 21)]
     assert stub.texts()[0] == "<picture>Describe the image in 5 words."
     assert stub.texts()[1].endswith("Caption: a red one\nRequest: make it blue\nNew caption:")
