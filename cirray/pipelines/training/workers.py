@@ -31,7 +31,7 @@ from cirray.core.interrupts import own_handlers
 from cirray.core.log import get_logger
 from cirray.pipelines.cluster.config import RayTrainConfig
 from cirray.pipelines.cluster.resources import ClusterInfo, cluster
-from cirray.pipelines.training.failures import NoSecondTry
+from cirray.pipelines.training.failures import NoSecondTry, RoomFreed
 from cirray.pipelines.training.inputs import MODEL
 from cirray.pipelines.training.job import Clock, export
 from cirray.pipelines.training.status import StatusFile, followed
@@ -236,13 +236,15 @@ def _died_at_start(error: Exception) -> bool:
 
 
 class _Trainer(TorchTrainer):
-    """Without the process that would hand out Ray Data's sets to every group of workers: a run here has none."""
+    """Without the process that would hand out Ray Data's sets to every group of workers: a run here has none. With
+    `RoomFreed`, the first to hear of a group.
+    """
 
     unwanted: tuple[str, ...] = ("DatasetsCallback",)
 
     def _create_default_callbacks(self) -> list[Any]:
         made = super()._create_default_callbacks()  # type: ignore[misc]
-        return [item for item in made if type(item).__name__ not in self.unwanted]
+        return [RoomFreed(), *(item for item in made if type(item).__name__ not in self.unwanted)]
 
 
 class _OwnTrainer(_Trainer):

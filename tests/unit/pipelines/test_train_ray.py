@@ -1,5 +1,6 @@
 """The driver's side of training on Ray's workers, without a cluster."""
 
+import asyncio
 import json
 import threading
 from types import SimpleNamespace
@@ -12,7 +13,7 @@ from ray.train.torch import TorchConfig, TorchTrainer
 from cirray.core.errors import ConfigError
 from cirray.pipelines.cluster.config import RayTrainConfig
 from cirray.pipelines.training import retriever_ray, workers
-from cirray.pipelines.training.failures import NoSecondTry
+from cirray.pipelines.training.failures import NoSecondTry, RoomFreed
 from cirray.pipelines.training.inputs import TrainInputs
 from cirray.pipelines.training.status import _Follower
 from cirray.training.config import LoopConfig
@@ -95,7 +96,23 @@ def test_a_training_starts_no_process_for_data_sets_or_in_its_own_cluster_for_a_
         [type(item).__name__ for item in made]
         for made in (trainer._create_default_callbacks(), TorchTrainer._create_default_callbacks(trainer))
     )
-    assert own == [name for name in every if name not in left_out] and left_out <= set(every)
+    assert own == ["RoomFreed", *(name for name in every if name not in left_out)] and left_out <= set(every)
+
+
+def test_workers_of_a_group_that_did_not_start_whole_leave_their_place_in_the_cluster():
+    ended, freed = [], RoomFreed()
+
+    def group(name, started):
+        return SimpleNamespace(has_started=lambda: started, abort=lambda: ended.append(name))
+
+    freed.before_worker_group_start(None)
+    freed.after_worker_group_start(group("a worker died", True))
+    freed.before_worker_group_start(None)
+    freed.after_worker_group_start(group("ended by Ray Train", False))
+    asyncio.run(freed.before_controller_shutdown())
+    freed.after_worker_group_start(group("a worker died, and no try is left", True))
+    asyncio.run(freed.before_controller_shutdown())
+    assert ended == ["a worker died", "a worker died, and no try is left"]
 
 
 def test_a_worker_that_dies_while_the_workers_start_is_restarted_as_after_any_failure(tmp_path, monkeypatch):
