@@ -257,7 +257,7 @@ def _learned(
         task = GeneratorTask(model, labelled.train, features, loop)
     found["train_loss"] = round(train_stage(task, loop, work / "answers", f"{way}: answers")[-1]["loss"], 3)
     made, found["token_loss"] = write_texts(run, None, model, labelled.held_out, features, answers=True)
-    world = Path(run.data.folder.root)
+    world = Path(run.data.folder.root).expanduser()
     scenes = None if bench.nlvr else read_scenes(world)
     metrics, samples = judge_texts(labelled.held_out, made, scenes)
     metrics |= judge_nlvr(world, samples) if bench.nlvr else {}
