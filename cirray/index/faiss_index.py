@@ -7,7 +7,8 @@ asked for until the k-th candidate's score is above the last hit by more than fl
 
 import re
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -84,11 +85,13 @@ class FaissRows(RowIndex):
 
     def _found(self, queries_BD: np.ndarray, k: int, rows: np.ndarray | None) -> Sequence[Found]:
         if rows is None:
-            return self._asked(queries_BD, k, self._index.search, None)
+            with _threads(len(queries_BD)):
+                return self._asked(queries_BD, k, self._index.search, None)
         if len(rows) * self._tokens_NQD.shape[1] <= SCANNED_VECTORS:
             return scan(queries_BD, self._tokens_NQD, k, rows)
         try:
-            found = list(self._asked(queries_BD, k, selecting(self._index, rows, len(self._ids)), rows))
+            with _threads(len(queries_BD)):
+                found = list(self._asked(queries_BD, k, selecting(self._index, rows, len(self._ids)), rows))
         except RuntimeError:  # a kind of FAISS index that takes no selection
             return scan(queries_BD, self._tokens_NQD, k, rows)
         short = [place for place, (best, _) in enumerate(found) if len(best) < min(k, len(rows))]
@@ -232,10 +235,31 @@ def tuned(index: Any, parameters: str) -> None:
         ) from None
 
 
+class _Limit:
+    """What `limit_faiss_threads` has set; None: as OpenMP would have it."""
+
+    threads: int | None = None
+
+
 def limit_faiss_threads(threads: int) -> None:
-    """Set the OpenMP threads of FAISS searches in this process, where FAISS is installed."""
+    """Set the most OpenMP threads of a FAISS search in this process, and of what else FAISS does in this thread."""
+    _Limit.threads = threads
     if is_there():
         faiss_library().omp_set_num_threads(threads)
+
+
+@contextmanager
+def _threads(queries: int) -> Iterator[None]:
+    """No more OpenMP threads than queries, each of which FAISS gives to one: a search would wait for the others to get
+    a core. OpenMP has a number for every thread that asks it.
+    """
+    faiss = faiss_library()
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(max(1, min(_Limit.threads or before, queries)))
+    try:
+        yield
+    finally:
+        faiss.omp_set_num_threads(before)
 
 
 def largest_norm(tokens_NQD: np.ndarray) -> float:

@@ -1,3 +1,6 @@
+from concurrent.futures import ThreadPoolExecutor
+
+import faiss
 import numpy as np
 import pytest
 from small_index import build, gallery, naive, queries
@@ -5,7 +8,7 @@ from small_index import build, gallery, naive, queries
 from cirray.core.errors import ConfigError, DataError
 from cirray.index.config import FaissConfig
 from cirray.index.exact import ExactIndex
-from cirray.index.faiss_index import FaissTokenIndex, build_faiss
+from cirray.index.faiss_index import FaissTokenIndex, _Limit, build_faiss, limit_faiss_threads
 
 
 @pytest.mark.parametrize("kind", ["exact", "tokens", "pooled"])
@@ -51,6 +54,39 @@ def test_a_flat_index_asks_again_until_the_answer_is_certain():
     query = tokens[0, :1].astype(np.float32)
     assert index.search(query, 10)[0] == ExactIndex(ids, tokens).search(query, 10)[0]
     assert len(calls) > 1 and calls[1] > calls[0]
+
+
+@pytest.fixture
+def four_threads(monkeypatch):
+    """OpenMP would start four, whatever this machine has."""
+    monkeypatch.setattr(_Limit, "threads", None)
+    before = faiss.omp_get_max_threads()
+    faiss.omp_set_num_threads(4)
+    yield
+    faiss.omp_set_num_threads(before)
+
+
+def test_a_search_starts_no_thread_without_a_query_and_no_more_than_its_process_may(four_threads):
+    """FAISS gives a query to one thread, and waits for the others, which may have to wait for a core."""
+    ids, tokens = gallery(count=40)
+    inner, used = build_faiss(tokens, FaissConfig()), []
+
+    class Asking:
+        ntotal = inner.ntotal
+
+        def search(self, vectors, hits):
+            used.append((len(vectors), faiss.omp_get_max_threads()))
+            return inner.search(vectors, hits)
+
+    index = FaissTokenIndex(ids, tokens, Asking(), FaissConfig())
+    for count in (1, 3, 9):
+        index.search(queries(count), 2)
+    assert dict(used) == {1: 1, 3: 3, 9: 4} and faiss.omp_get_max_threads() == 4
+    used.clear()
+    limit_faiss_threads(2)
+    with ThreadPoolExecutor(1) as pool:  # OpenMP has a number for each thread, and this one was told nothing
+        pool.submit(index.search, queries(9), 2).result()
+    assert dict(used) == {9: 2}
 
 
 def test_nothing_is_scanned_when_the_index_was_certain(monkeypatch):
