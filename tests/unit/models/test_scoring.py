@@ -3,7 +3,7 @@
 import torch
 from torch.nn import functional
 
-from cirray.models.scoring import score, unit
+from cirray.models.scoring import Projection, score, unit
 
 
 def nearly_equal(count, width=64):
@@ -24,12 +24,15 @@ def test_scores_keep_their_digits_under_bf16_autocast():
 
 def test_unit_vectors_keep_their_differences_under_bf16_autocast():
     torch.manual_seed(0)
-    projection, tokens = torch.nn.Linear(64, 16), nearly_equal(6)
+    projection, tokens = Projection(64, 16), nearly_equal(6)
     exact = unit(tokens, projection)
+    plain = torch.nn.Linear(64, 16)
+    plain.load_state_dict(projection.state_dict())
+    assert torch.equal(functional.normalize(plain(tokens), dim=-1), exact)
     assert torch.allclose(exact.norm(dim=-1), torch.ones(6))
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(unit(tokens, projection), exact)
-        rounded = functional.normalize(projection(tokens).float(), dim=-1)
+        rounded = functional.normalize(plain(tokens).float(), dim=-1)
     assert (rounded - exact).abs().max() > 1e-3
 
 
