@@ -17,20 +17,23 @@ _SIZES, _MANY = (65_536, 4_096), 16
 """Rows from which on a file is large, and from which on it is middling. Small ones are merged at once, middling ones
 when there are so many of them, large ones never."""
 _OLD = timedelta(minutes=2)
+_OVERTAKEN = "commit conflict"
+"""What Lance says of a merge whose files another one has taken."""
 _UNREAD = ("created_at_version_meta", "last_updated_at_version_meta")
 """With which versions the rows of a file came and were changed. Nobody reads it, and every commit would write it again,
 22 bytes for each row that was added by itself."""
 
 
 def merge_files(dataset: Any, clean: bool) -> None:
-    """Write small files of a Lance data set together; rows keep their numbers.
+    """Write small files of a Lance data set together; rows keep their numbers. Where another process merged the same
+    files meanwhile, the rest is left to it.
 
     Args:
         dataset: at its newest version.
         clean: also delete versions of more than two minutes ago, which reads what is kept of every version.
 
     Raises:
-        OSError, RuntimeError: the store refuses, or another process merged the same files.
+        OSError, RuntimeError: the store refuses.
     """
     rows = [part.metadata.num_rows for part in dataset.get_fragments()]
     middling = sum(_SIZES[1] <= count < _SIZES[0] for count in rows)
@@ -38,8 +41,12 @@ def merge_files(dataset: Any, clean: bool) -> None:
     from lance.optimize import Compaction
 
     plan = Compaction.plan(dataset, {"target_rows_per_fragment": size, "num_threads": 1})
-    if plan.tasks:
-        Compaction.commit(dataset, [_merged(task, dataset) for task in plan.tasks])
+    try:
+        if plan.tasks:
+            Compaction.commit(dataset, [_merged(task, dataset) for task in plan.tasks])
+    except (OSError, RuntimeError) as error:
+        if _OVERTAKEN not in str(error):
+            raise
     if clean:
         dataset.cleanup_old_versions(older_than=_OLD)
 

@@ -271,13 +271,14 @@ class Catalogue:
     def merge(self, clean: bool = False) -> None:
         """Write small files together; what they hold stays as it is, with its numbers.
 
-        Beside writers and readers. It takes as long as the small files are large, whatever else the table holds.
+        Beside writers, readers and other merges, of which one does it. It takes as long as the small files are large,
+        whatever else the table holds.
 
         Args:
             clean: also delete versions that nobody reads any more, which looks at each version of the last minutes.
 
         Raises:
-            StoreError: the store refuses, or another process's merge or compaction was first.
+            StoreError: the store refuses.
         """
         self.refresh()
         with told(self.uri, "written"):

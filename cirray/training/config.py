@@ -124,8 +124,8 @@ class LoopConfig(Config):
     optimizer: OptimizerConfig = OptimizerConfig()
     """AdamW and schedule."""
     precision: Common[Literal["fp32", "bf16", "bf16_weights"]] = "fp32"
-    """Of the forward pass (bf16: autocast), or of the weights too (bf16_weights), of which the optimiser then updates fp32
-    copies: engine torch, or deepspeed from zero_stage 1, where it saves memory."""
+    """Of the forward pass (bf16: autocast), or of the weights too (bf16_weights), of which the optimiser then updates
+    fp32 copies: engine torch, or deepspeed from zero_stage 1, where it saves memory."""
     engine: Annotated[Common[str], Known("torch", "deepspeed")] = "torch"
     """What runs the model and the optimiser."""
     zero_stage: int = Field(1, ge=0, le=3)

@@ -46,6 +46,25 @@ def test_a_large_file_is_not_written_again_for_a_few_new_rows(world, act):
     world.check(follower.poll())
 
 
+@pytest.mark.parametrize("act", [Catalogue.merge, Catalogue.compact])
+def test_a_merge_that_another_overtakes_leaves_it_to_that_one(world, act, monkeypatch):
+    for number in range(10):
+        world.put(f"new {number}")
+    before, merged = numbers(world), merging._merged
+
+    def overtaken(task, dataset):
+        monkeypatch.setattr(merging, "_merged", merged)
+        Catalogue.open(world.uri).merge()
+        return merged(task, dataset)
+
+    monkeypatch.setattr(merging, "_merged", overtaken)
+    act(world.table)
+    assert merging._merged is merged and [rows for _, rows in files(world)] == [100, 10]
+    assert numbers(world) == before
+    world.put("one more")
+    assert len(numbers(world)) == len(before) + 1
+
+
 def test_many_middling_files_become_one_and_few_are_left(world):
     for group in range(3):
         world.put(*(f"{group} {number}" for number in range(20)))
