@@ -152,6 +152,11 @@ class LoopConfig(Config):
         """Rows of a global batch."""
         return self.batch
 
+    @property
+    def bf16(self) -> bool:
+        """Whether the forward pass runs under autocast."""
+        return self.precision != "fp32"
+
 
 class PiecesConfig(LoopConfig):
     """A loop whose memory grows with the rows that are in the model at once."""

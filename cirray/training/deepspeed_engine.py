@@ -26,7 +26,7 @@ from cirray.core.environ import set_default, temporarily
 from cirray.core.errors import ArtifactError, ConfigError
 from cirray.core.trees import merged
 from cirray.training.config import LoopConfig
-from cirray.training.halves import norms_in_float
+from cirray.training.halves import norms_again, norms_in_float
 from cirray.training.optim import Schedule, build_optimizer
 
 ABOUT = "deepspeed.json"
@@ -53,7 +53,7 @@ def deepspeed_config(config: LoopConfig, world: int) -> dict[str, Any]:
         "zero_optimization": zero,
         "steps_per_print": None,
     }
-    if config.precision != "fp32":
+    if config.bf16:
         # An empty list keeps the gradients' all-reduce in fp32, as in the torch engine.
         tree["torch_autocast"] = {"enabled": True, "dtype": "bfloat16", "lower_precision_safe_modules": []}
     if config.precision == "bf16_weights":
@@ -176,6 +176,8 @@ class DeepSpeedEngine:
         """Put the fp32 weights into the model; under ZeRO 3 no rank holds all of it."""
         if self._config.zero_stage < 3:
             _exchange_data(self._fp32_weights())
+        if self._halved:
+            norms_again(self._model)
 
     def _gathered(self) -> contextlib.AbstractContextManager[Any]:
         if self._config.zero_stage < 3:

@@ -64,7 +64,7 @@ EngineFactory: TypeAlias = Callable[[nn.Module, LoopConfig, int, int], Engine]
 
 def autocast(device: torch.device, config: LoopConfig) -> torch.autocast:
     """Context of a forward pass: bf16 autocast where the configuration asks for it."""
-    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.precision != "fp32")
+    return torch.autocast(device.type, dtype=torch.bfloat16, enabled=config.bf16)
 
 
 ENGINES = {

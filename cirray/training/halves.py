@@ -45,9 +45,7 @@ class Halves:
     def end(self) -> None:
         """Leave the model with its fp32 weights, as it was before training."""
         self._put()
-        for module in self._model.modules():
-            if type(module) is nn.LayerNorm:
-                module.__dict__.pop("forward", None)
+        norms_again(self._model)
 
     def _put(self) -> None:
         for weight, copy in self._copies.items():
@@ -61,6 +59,13 @@ def norms_in_float(model: nn.Module) -> None:
     for module in model.modules():
         if type(module) is nn.LayerNorm:
             module.forward = partial(_norm, module)  # type: ignore[method-assign]
+
+
+def norms_again(model: nn.Module) -> None:
+    """Undo `norms_in_float`."""
+    for module in model.modules():
+        if type(module) is nn.LayerNorm:
+            module.__dict__.pop("forward", None)
 
 
 def _norm(module: nn.LayerNorm, value: torch.Tensor) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """One training step, traced on the real network without weights. Needs only torch and transformers."""
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import nn
@@ -15,7 +16,7 @@ from cirray.training.config import LoopConfig, PiecesConfig, TrainingConfig
 from cirray.training.generation import AlignmentBatch, AlignmentPass
 from cirray.training.halves import Halves
 from cirray.training.objectives import retrieval_loss, wanted_outputs
-from cirray.training.tracing import Trace, trace_step
+from cirray.training.tracing import Loss, Trace, trace_step
 
 
 @dataclass(frozen=True)
@@ -53,7 +54,7 @@ class Counted:
     @property
     def bf16(self) -> bool:
         """Whether the forward pass runs under autocast."""
-        return self.loop.precision != "fp32"
+        return self.loop.bf16
 
     @property
     def rows(self) -> int:
@@ -105,9 +106,7 @@ def count_retriever(
     checked, rows = without_data(config), rows_at_once(config, world)
     batch = retrieval_batch(model, checked, tokens, rows, text_tokens)
     model.train()
-    _round(model, config)
-    bf16 = config.precision != "fp32"
-    trace = trace_step(lambda: retrieval_loss(model, batch, checked, Ranks(world)).total, model, batch, bf16)
+    trace = _traced(lambda: retrieval_loss(model, batch, checked, Ranks(world)).total, model, batch, config)
     weights = count_weights(model)
     patches = 2 * batch.reference_BPD.numel() * batch.reference_BPD.element_size()
     counted = Counted(weights, training_states(weights, config, world), trace, config, world, patches)
@@ -169,8 +168,7 @@ def count_generator(
         found = model(*inputs)
         return found.total / found.tokens
 
-    _round(model, config)
-    trace = trace_step(loss, model, inputs, config.precision != "fp32", gpu)
+    trace = _traced(loss, model, inputs, config, gpu)
     weights = count_weights(model)
     patches = 2 * inputs[0].numel() * inputs[0].element_size()
     return Counted(weights, training_states(weights, config, world), trace, config, world, patches)
@@ -196,8 +194,7 @@ def count_alignment(
         soft = [found.image_BQE, *([] if found.difference_BQE is None else [found.difference_BQE])]
         return torch.stack([item.square().mean() for item in soft]).sum()
 
-    _round(model, config)
-    trace = trace_step(loss, model, batch, config.precision != "fp32", gpu)
+    trace = _traced(loss, model, batch, config, gpu)
     weights = count_weights(model)
     size = first.numel() * first.element_size()
     return Counted(weights, training_states(weights, config, world), trace, config, world, size)
@@ -211,10 +208,11 @@ def generator_batch(rows: int, tokens: Tokens, answer: int) -> tuple[torch.Tenso
     return sides[0], sides[1], answers
 
 
-def _round(model: nn.Module, config: LoopConfig) -> None:
-    """Let a model's weights be as the engine has them."""
+def _traced(loss: Loss, model: nn.Module, inputs: Any, config: LoopConfig, gpu: bool = True) -> Trace:
+    """A step's trace, with the model's weights as the engine has them from then on."""
     if config.precision == "bf16_weights":
         Halves(model)
+    return trace_step(loss, model, inputs, config.bf16, gpu)
 
 
 def _texts(rows: int, length: int) -> TextBatch:
